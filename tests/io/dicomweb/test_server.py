@@ -10,6 +10,7 @@ import pickle
 import stat
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -422,6 +423,63 @@ class TestStore:
         assert len(result.stored) == 64
         assert len(result.failed) == 36
         assert result.failed[0].reason.startswith("not sent: 127.0.0.1 answers 503")
+
+    @pytest.mark.parametrize(
+        ("reply", "builtin", "cause"),
+        [
+            (True, ConnectionError, "server"),
+            (Reply(503), ConnectionError, "server"),
+            (Reply(500), ConnectionError, "server"),
+            (Reply(507), ConnectionError, "server"),
+            (Reply(429), ConnectionError, "server"),
+            (0xA700, ConnectionError, "server"),
+            (0x0213, ConnectionError, "server"),
+            (Reply(401), PermissionError, "credentials"),
+            (Reply(403), PermissionError, "credentials"),
+            (0x0124, PermissionError, "credentials"),
+            (Reply(400), None, "refused"),
+            (Reply(404), None, "refused"),
+            (Reply(409), None, "refused"),
+            (Reply(413), None, "refused"),
+            (0x0110, None, "refused"),
+            (0xA900, None, "refused"),
+            (Reply(200), None, "unconfirmed"),
+            (Reply(200, b"<html>"), None, "unconfirmed"),
+        ],
+    )
+    def test_errors_tell_what_to_do(
+        self, pacs: FakePacs, reply: Reply | bool | int, builtin: type[Exception] | None, cause: str
+    ) -> None:
+        if not isinstance(reply, Reply | bool):
+            reference = {
+                "00081155": {"vr": "UI", "Value": [f"{SERIES}.1"]},
+                "00081197": {"vr": "US", "Value": [reply]},
+            }
+            answer = json.dumps([{"00081198": {"vr": "SQ", "Value": [reference]}}])
+            reply = Reply(409, answer.encode())
+        pacs.misbehave = lambda *_: reply
+        server = medimg.dicomweb(pacs.url, retries=0, timeout=5)
+        with pytest.raises(StoreError) as raised:
+            server.store(make_slice(0))
+        assert raised.value.causes == {cause}
+        for one in (ConnectionError, TimeoutError, PermissionError):
+            assert isinstance(raised.value, one) == (one is builtin)
+        copy = pickle.loads(pickle.dumps(raised.value))
+        assert (type(copy), copy.result) == (type(raised.value), raised.value.result)
+        result = server.store([make_slice(0)], on_error="collect")
+        assert [one.cause for one in result.failed] == [cause]
+        assert result.to_pandas().cause.tolist() == [cause]
+
+    def test_a_silent_server_is_a_time_out(self, pacs: FakePacs) -> None:
+        def wait(*_: object) -> bool:
+            time.sleep(2)
+            return True
+
+        pacs.misbehave = wait
+        with pytest.raises(TimeoutError) as raised:
+            medimg.dicomweb(pacs.url, retries=0, timeout=0.5).store(make_slice(0))
+        assert isinstance(raised.value, StoreError)
+        assert raised.value.causes == {"server"}
 
     def test_it_is_repeated_after_503(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
         pacs.misbehave = lambda *_: Reply(503) if len(pacs.seen) == 1 else None
