@@ -21,6 +21,7 @@ from medimg.errors import MedimgError, MedimgWarning, ReadError
 from tests.io.dicomweb.fake_pacs import (
     MULTIPART,
     SERIES,
+    STUDY,
     FakePacs,
     Reply,
     Seen,
@@ -44,6 +45,15 @@ def connect(pacs: FakePacs, **options: object) -> medimg.DicomWebServer:
 
 def is_instance(seen: Seen) -> bool:
     return "/instances/" in seen.path and not seen.path.endswith("metadata")
+
+
+def drip_headers(seen: Seen, handler: BaseHTTPRequestHandler) -> bool:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+    for _ in range(60):
+        handler.wfile.write(b"a")
+        handler.wfile.flush()
+        time.sleep(0.1)
+    return True
 
 
 class TestRetries:
@@ -136,15 +146,7 @@ class TestTime:
         assert time.monotonic() - start < 2.9
 
     def test_so_are_headers_that_arrive_by_drops(self, pacs: FakePacs) -> None:
-        def drip(seen: Seen, handler: BaseHTTPRequestHandler) -> bool:
-            handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
-            for _ in range(60):
-                handler.wfile.write(b"a")
-                handler.wfile.flush()
-                time.sleep(0.1)
-            return True
-
-        pacs.misbehave = drip
+        pacs.misbehave = drip_headers
         connect(pacs, timeout=0.5, retries=0)
         start = time.monotonic()
         with pytest.raises(TimeoutError):
@@ -470,6 +472,14 @@ class TestCredentials:
             {"headers": {"X": 5}},
             {"verify": False},
             {"verify": "/nowhere/ca.pem"},
+            {"verify": __file__},
+            {"cert": "/nowhere/client.pem"},
+            {"cert": __file__},
+            {"cert": (__file__, __file__)},
+            {"cert": ()},
+            {"cert": ("a", "b", "c")},
+            {"cert": 5},
+            {"cert": (None, "secret")},
             {"timeout": 0},
             {"timeout": "long"},
             {"retries": -1},
@@ -512,19 +522,74 @@ class TestCredentials:
             server.search()
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+class TestProxies:
+    """Those of the environment; this server is one, and the other name exists nowhere."""
+
+    @pytest.fixture(autouse=True)
+    def environment(self, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.setenv("HTTP_PROXY", f"http://user:secret@127.0.0.1:{pacs.port}")
+        monkeypatch.setenv("http_proxy", f"http://user:secret@127.0.0.1:{pacs.port}")
+
+    def test_they_are_used(self, pacs: FakePacs) -> None:
+        medimg.dicomweb("http://pacs.invalid/dicom-web", retries=0, timeout=5)
+        url = f"http://pacs.invalid/dicom-web/studies/{STUDY}"
+        assert medimg.read(url).array.shape == (1, 4, 8, 8)
+        assert {one.headers["host"] for one in pacs.seen} == {"pacs.invalid"}
+        assert all("proxy-authorization" in one.headers for one in pacs.seen)
+
+    def test_headers_that_arrive_by_drops(self, pacs: FakePacs) -> None:
+        pacs.misbehave = drip_headers
+        server = medimg.dicomweb("http://pacs.invalid/dicom-web", retries=0, timeout=0.5)
+        start = time.monotonic()
+        with pytest.raises(TimeoutError):
+            server.search()
+        assert time.monotonic() - start < 3
+
+    def test_not_for_those_that_need_none(self, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch) -> None:
+        with FakePacs(SLICES) as other:
+            monkeypatch.setenv("no_proxy", "127.0.0.1")
+            connect(other)
+            assert medimg.read(other.series_url).array.shape == (1, 4, 8, 8)
+            assert not pacs.seen
+
+    def test_errors_name_no_password(self, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch) -> None:
+        pacs.misbehave = lambda *_: Reply(407)
+        server = medimg.dicomweb("http://pacs.invalid/dicom-web", retries=0, timeout=5)
+        with pytest.raises(ReadError, match="407") as raised:
+            server.search()
+        assert "secret" not in str(raised.value)
+        monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:9")
+        with pytest.raises(ConnectionError, match="ProxyError") as lost:
+            server.search()
+        assert "secret" not in str(lost.value)
+
+
+def make_certificate(folder: Path, name: str, *options: str) -> Path:
+    """A key, and beside it with the suffix .crt its own certificate."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("no openssl here")
-    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    path = folder / f"{name}.pem"
     subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-subj", f"/CN={name}",
          "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(path),
-         "-out", str(path.with_suffix(".crt"))],
+         "-out", str(path.with_suffix(".crt")), *(options or ("-nodes",))],
         check=True, capture_output=True,
     )  # fmt: skip
     return path
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificate(tmp_path_factory.mktemp("tls"), "server")
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificate(tmp_path_factory.mktemp("client"), "client")
 
 
 class TestTls:
@@ -542,11 +607,10 @@ class TestTls:
         assert not pacs.seen
 
     def test_so_is_another_one(self, pacs: FakePacs, certificate: Path, tmp_path: Path) -> None:
-        other = tmp_path / "other.crt"
-        other.write_text("no certificate")
-        connect(pacs, verify=other)
-        with pytest.raises(ReadError):
+        connect(pacs, verify=make_certificate(tmp_path, "other").with_suffix(".crt"))
+        with pytest.raises(ReadError, match=r"certificate of 127.0.0.1 can't be verified"):
             medimg.read(pacs.series_url)
+        assert not pacs.seen
 
     def test_a_given_authority_is_trusted(self, pacs: FakePacs, certificate: Path) -> None:
         connect(pacs, verify=certificate.with_suffix(".crt"))
@@ -559,3 +623,81 @@ class TestTls:
             with pytest.raises(ReadError, match="unencrypted"):
                 medimg.read(pacs.series_url)
             assert not plain.seen
+
+    def test_a_server_without_tls(self) -> None:
+        with FakePacs(SLICES) as plain:
+            url = plain.series_url.replace("http:", "https:")
+            with pytest.raises(ConnectionError, match=r"no encrypted connection .* speaks https"):
+                medimg.read(url)
+
+    def test_a_connection_that_breaks_off_is_not_a_wrong_certificate(
+        self, pacs: FakePacs, certificate: Path
+    ) -> None:
+        def cut(seen: Seen, handler: BaseHTTPRequestHandler) -> bool | None:
+            if len(pacs.seen) > 1:
+                return None
+            # without the end that TLS has
+            socket.socket.shutdown(handler.connection, socket.SHUT_RDWR)
+            return True
+
+        pacs.misbehave = cut
+        connect(pacs, verify=certificate.with_suffix(".crt"))
+        assert len(medimg.scan(pacs.series_url)) == 1
+        assert len(pacs.seen) == 2
+
+
+class TestClientCertificates:
+    @pytest.fixture
+    def pacs(self, certificate: Path, client: Path) -> Iterator[FakePacs]:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate.with_suffix(".crt"), certificate)
+        context.load_verify_locations(client.with_suffix(".crt"))
+        context.verify_mode = ssl.CERT_REQUIRED
+        with FakePacs(SLICES, tls=context) as found:
+            yield found
+
+    def test_pairs_and_single_files(
+        self, pacs: FakePacs, certificate: Path, client: Path, tmp_path: Path
+    ) -> None:
+        both = tmp_path / "both.pem"
+        both.write_bytes(client.read_bytes() + client.with_suffix(".crt").read_bytes())
+        for cert in ((client.with_suffix(".crt"), client), both, str(both)):
+            connect(pacs, verify=certificate.with_suffix(".crt"), cert=cert)
+            assert medimg.read(pacs.series_url).array.shape == (1, 4, 8, 8)
+
+    def test_none_and_unknown_ones(self, pacs: FakePacs, certificate: Path, tmp_path: Path) -> None:
+        other = make_certificate(tmp_path, "other")
+        for cert, match in (
+            (None, "wants a client certificate"),
+            ((other.with_suffix(".crt"), other), "client certificate"),
+        ):
+            connect(pacs, verify=certificate.with_suffix(".crt"), cert=cert, retries=9, timeout=20)
+            # each time the server may close the connection before its alert is read
+            with pytest.raises((PermissionError, ConnectionError), match=match) as raised:
+                medimg.read(pacs.series_url)
+            assert isinstance(raised.value, ReadError)
+        assert not pacs.seen
+
+    def test_they_stay_with_the_server(self, pacs: FakePacs, certificate: Path, client: Path) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate.with_suffix(".crt"), certificate)
+        context.load_verify_locations(client.with_suffix(".crt"))
+        context.verify_mode = ssl.CERT_OPTIONAL
+        shown: list[object] = []
+
+        def note(_: Seen, handler: BaseHTTPRequestHandler) -> None:
+            shown.append(handler.connection.getpeercert())
+
+        with FakePacs(SLICES, note, context) as other:
+            pacs.misbehave = lambda seen, _: Reply(302, headers={"Location": other.url + seen.path})
+            connect(pacs, verify=certificate.with_suffix(".crt"), cert=(client.with_suffix(".crt"), client))
+            assert len(medimg.scan(pacs.series_url)) == 1
+            assert shown
+            assert not any(shown)
+
+    def test_encrypted_keys_and_other_pairs(self, certificate: Path, client: Path, tmp_path: Path) -> None:
+        locked = make_certificate(tmp_path, "locked", "-passout", "pass:secret")
+        with pytest.raises(ReadError, match="is encrypted"):
+            medimg.dicomweb("https://example.org", cert=(locked.with_suffix(".crt"), locked))
+        with pytest.raises(ReadError, match="belong together"):
+            medimg.dicomweb("https://example.org", cert=(client.with_suffix(".crt"), certificate))
