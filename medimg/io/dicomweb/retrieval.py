@@ -215,6 +215,10 @@ class RemoteInstance:
         """Return the number of bytes; the file is fetched for it."""
         return self.open().seek(0, io.SEEK_END)
 
+    def identify(self) -> str:
+        """Return a digest of its URL and metadata: pixels do not change under a SOP Instance UID."""
+        return content_hash([self.resource.url, self.digest])
+
     def sibling(self, relative: str) -> None:
         """Return None: instances have no files beside them."""
 

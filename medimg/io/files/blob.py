@@ -22,7 +22,15 @@ from medimg.io.files.zip_archive import MAX_MEMBERS, Archive
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Blob", "RemoteFile", "RemoteFrames", "RemoteHeader", "as_blob", "list_zip_members"]
+__all__ = [
+    "Blob",
+    "RemoteFile",
+    "RemoteFrames",
+    "RemoteHeader",
+    "VersionedFile",
+    "as_blob",
+    "list_zip_members",
+]
 
 
 class RemoteFile(Protocol):
@@ -60,6 +68,15 @@ class RemoteFrames(Protocol):
 
         The bytes are those of one frame: a codestream, or native little-endian pixels of exactly its size.
         """
+        ...
+
+
+@runtime_checkable
+class VersionedFile(Protocol):
+    """A remote file of which another version is another file."""
+
+    def identify(self) -> str:
+        """Return a digest of where it is and of its version, for which nothing is read."""
         ...
 
 

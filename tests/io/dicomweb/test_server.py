@@ -536,6 +536,61 @@ class TestDatasets:
         with pytest.raises(MedimgError, match="404"):
             medimg.ImageDataset.from_csv(absent, path="url", label="label")
 
+    def test_cached_images_need_no_pixels(
+        self, pacs: FakePacs, server: medimg.DicomWebServer, tmp_path: Path
+    ) -> None:
+        torch = pytest.importorskip("torch")
+        pacs.datasets = pacs.datasets[:4]
+        recipe = medimg.Preprocess(size=32, window="percentile")
+        cache = medimg.ImageCache(tmp_path / "cache", dtype="float32")
+
+        def read(source: object = None) -> object:
+            sources = [source or pacs.series_url]
+            (found,) = medimg.iter_tensors(sources, recipe, cache=cache, workers=1, on_error="raise")
+            return found.tensor
+
+        first = read()
+        assert pacs.count() == 4
+        # another connection, and a series that a search listed
+        medimg.dicomweb(pacs.url, timeout=10)
+        assert torch.equal(read(), first)
+        assert torch.equal(read(server.search()[0]), first)
+        assert pacs.count() == 4
+        table = pd.DataFrame([(pacs.series_url, "a")], columns=["url", "label"])
+        data = medimg.ImageDataset.from_csv(table, path="url", label="label", preprocess=recipe, cache=cache)
+        assert torch.equal(data[2][0], first[2])  # type: ignore[index]  # a tensor
+        assert pacs.count() == 4
+        # other metadata are another image
+        pacs.datasets[1].SeriesDescription = "Changed"
+        pacs.forget()
+        read()
+        assert pacs.count() == 8
+
+    def test_cached_embeddings_need_no_pixels(
+        self, pacs: FakePacs, server: medimg.DicomWebServer, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("torch")
+        pacs.datasets = pacs.datasets[:3]
+        recipe = medimg.Preprocess(size=64, window="percentile")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = medimg.TransferClassifier("resnet18", classes=["a", "b"], weights=None, preprocess=recipe)
+            first, second = (
+                medimg.embed(model, [pacs.series_url], cache=tmp_path / "cache", progress=False)
+                for _ in range(2)
+            )
+        np.testing.assert_array_equal(first.array, second.array)
+        assert pacs.count() == 3
+
+    def test_caches_by_all_bytes_are_an_error(
+        self, pacs: FakePacs, server: medimg.DicomWebServer, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("torch")
+        cache = medimg.ImageCache(tmp_path / "cache", compare="bytes")
+        with pytest.raises(MedimgError, match='compare="samples"'):
+            list(medimg.iter_tensors([pacs.series_url], cache=cache, workers=1, on_error="raise"))
+        assert pacs.count() == 0
+
     def test_predict(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
         pytest.importorskip("torch")
         pacs.datasets = pacs.datasets[:4]
