@@ -44,6 +44,7 @@ class FrameLayout:
     size: int  # bytes of a frame, if it is not compressed
     syntax: str  # Transfer Syntax UID in which it is stored, "" if the server does not state it
     has_plain_values: bool  # False if a server that decodes frames may have converted their colors
+    is_lossy: bool  # whether it was ever compressed with loss
 
     @classmethod
     def from_metadata(cls, item: JsonObject) -> FrameLayout | None:
@@ -59,7 +60,8 @@ class FrameLayout:
         syntax = get_json_value(item, "00083002")
         planar = get_json_number(item, "00280006") or 0
         is_plain_rgb = get_json_value(item, "00280004") == "RGB" and not planar
-        return cls(size, syntax, samples == 1 or is_plain_rgb or syntax in _LITTLE_ENDIAN)
+        is_lossy = get_json_value(item, "00282110") == "01" or _is_lossy(syntax)
+        return cls(size, syntax, samples == 1 or is_plain_rgb or syntax in _LITTLE_ENDIAN, is_lossy)
 
     @property
     def largest_size(self) -> int:
@@ -74,7 +76,8 @@ class FrameLayout:
         is_bytes = header.get_content_type() == "application/octet-stream"
         syntax = stated if isinstance(stated, str) else (EXPLICIT if is_bytes else "")
         if syntax in SYNTAXES:
-            return syntax, part.data
+            # a server may have made it of uncompressed pixels
+            return None if _is_lossy(syntax) and not self.is_lossy else (syntax, part.data)
         # a byte more makes the length even
         if (
             syntax not in _LITTLE_ENDIAN
@@ -83,6 +86,10 @@ class FrameLayout:
         ):
             return None
         return EXPLICIT, part.data[: self.size]
+
+
+def _is_lossy(syntax: str) -> bool:
+    return syntax in SYNTAXES and SYNTAXES[syntax].lossy
 
 
 class FrameRetriever:

@@ -20,7 +20,7 @@ from medimg.io.dicomweb.dicom_json import (
     get_json_value,
     has_lost_backslashes,
     has_nested_bulk,
-    parse_json,
+    iterate_json,
 )
 from medimg.io.dicomweb.frame_retrieval import FrameLayout, FrameRetriever
 from medimg.io.dicomweb.multipart import fetch_parts
@@ -28,7 +28,7 @@ from medimg.io.dicomweb.service_url import join_url
 from medimg.io.dicomweb.transport import ServerAnswerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from medimg.io.dicomweb.dicom_json import JsonObject
     from medimg.io.dicomweb.file_cache import FileCache
@@ -76,16 +76,16 @@ class Retriever:
         self.__dict__.update(state)
         self._start()
 
-    def read_metadata(self, resource: ResourceUrl) -> list[JsonObject]:
-        """Return the metadata of the instances of a series or study, or of one instance."""
+    def read_metadata(self, resource: ResourceUrl) -> Iterator[JsonObject]:
+        """Yield the metadata of the instances of a series or study, or of one instance."""
         answer = self.transport.get(f"{resource.path}/metadata", JSON, most=_MAX_METADATA, compressed=True)
-        items = parse_json(answer.body, f"the metadata that {self.transport.host} gives of {resource.path}")
-        for item in items:
+        what = f"the metadata that {self.transport.host} gives of {resource.path}"
+        for item in iterate_json(answer.body, what):
             for element in item.values():
                 uri = element.get("BulkDataURI") if isinstance(element, dict) else None
                 if isinstance(uri, str):
                     element["BulkDataURI"] = join_url(f"{resource.url}/metadata", uri)
-        return items
+            yield item
 
     def keep_metadata(self, resource: ResourceUrl, text: str) -> None:
         """Keep the metadata of an instance, as JSON, for a while: its other attributes may be asked for."""

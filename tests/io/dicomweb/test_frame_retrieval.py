@@ -267,6 +267,28 @@ class TestWholeFiles:
         check_equal(*read_both(pacs, CHOSEN))
         assert pacs.count() == 2
 
+    def test_frames_that_were_made_lossy_are_not_used(self, pacs: FakePacs) -> None:
+        imagecodecs = pytest.importorskip("imagecodecs")
+        dataset = pacs.datasets[0]
+        dataset.BitsAllocated = dataset.BitsStored = 8
+        dataset.HighBit, dataset.PixelRepresentation = 7, 0
+        pixels = np.random.default_rng(0).integers(0, 255, (20, 16, 16), np.uint8)
+        dataset.PixelData = pixels.tobytes()
+        dataset["PixelData"].VR = "OB"
+        kind = "image/jpeg; transfer-syntax=1.2.840.10008.1.2.4.50"
+        body = multipart(imagecodecs.jpeg8_encode(pixels[4]), content_type=kind)
+        pacs.misbehave = lambda seen, _: Reply(200, body, SENT) if "/frames/" in seen.path else None
+        connect(pacs)
+        check_equal(*read_both(pacs, [4]))
+        assert pacs.count() == 1
+        # if they were lossy before, it is what is stored
+        dataset.LossyImageCompression = "01"
+        pacs.forget()
+        connect(pacs)
+        found, expected = read_both(pacs, [4])
+        assert pacs.count() == 1
+        assert 0 < np.abs(found.array.astype(int) - expected.array).max() < 100
+
     def test_bits_that_share_a_byte(self, pacs: FakePacs) -> None:
         dataset = pacs.datasets[0]
         dataset.Rows = dataset.Columns = 5

@@ -68,6 +68,19 @@ class TestReading:
         expected = [make_slice(number).pixel_array.astype(np.int16) - 1024 for number in (7, 150, 299)]
         np.testing.assert_array_equal(found.array[0], expected)
 
+    def test_metadata_of_many_instances_are_parsed_in_pieces(
+        self, pacs: FakePacs, server: medimg.DicomWebServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("medimg.io.dicomweb.dicom_json._PIECE", 2**12)
+        monkeypatch.setattr("medimg.io.dicomweb.dicom_json._MAX_NODES", 2**10)
+        pacs.datasets = [make_slice(number) for number in range(300)]
+        series = medimg.scan(pacs.series_url)[0]
+        assert series.shape == (1, 300, 8, 8)
+        assert series.read([7, 150]).array.tobytes() == read_files(pacs).array[:, [7, 150]].tobytes()
+        monkeypatch.setattr("medimg.io.dicomweb.remote_series._MAX_INSTANCES", 299)
+        with pytest.raises(ReadError, match="more than 299 instances"):
+            medimg.scan(pacs.series_url)
+
     def test_all_equal_the_files(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
         expected = read_files(pacs)
         for found in (medimg.read(pacs.series_url), server.read(STUDY, SERIES), server.read(STUDY)):
