@@ -118,6 +118,35 @@ def test_killed_in_mid_series(
     assert series.read().array.tobytes() == expected.array.tobytes()
 
 
+def test_killed_between_frames(
+    server: medimg.DicomWebServer, orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medimg.io.dicomweb.retrieval import Retriever
+
+    dataset = make_multi_frame(60)
+    server.store(dataset)
+    medimg.dicomweb(orthanc.url, auth=(USER, PASSWORD), timeout=5, retries=2)
+    series = medimg.scan(f"{orthanc.url}/studies/{STUDY}")[0]
+    read = Retriever.read_frames
+    lock, count = threading.Lock(), 0
+
+    def read_and_kill(self: Retriever, *args: object) -> object:
+        nonlocal count
+        with lock:
+            count += 1
+            if count == 3:
+                orthanc.kill()
+        return read(self, *args)  # type: ignore[arg-type]  # of any kind
+
+    monkeypatch.setattr(Retriever, "read_frames", read_and_kill)
+    with pytest.raises(ConnectionError, match=r"connection to 127.0.0.1 failed .*/frames/"):
+        series.read(list(range(30)))
+    monkeypatch.undo()
+    orthanc.start()
+    expected = medimg.scan([to_file(dataset)])[0].read(list(range(30)))
+    assert series.read(list(range(30))).array.tobytes() == expected.array.tobytes()
+
+
 def test_started_again_while_it_is_read(filled: medimg.DicomWebServer, orthanc: Orthanc) -> None:
     medimg.dicomweb(orthanc.url, auth=(USER, PASSWORD), timeout=60, retries=15)
     series = medimg.scan(f"{orthanc.url}/studies/{STUDY}")[0]

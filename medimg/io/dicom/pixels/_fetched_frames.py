@@ -22,7 +22,7 @@ __all__ = ["FetchedFrames", "NotSentError"]
 
 #: Requests at the same time, and frames and bytes of one, as if frames were not compressed.
 _AT_ONCE: Final = 8
-_MAX_FRAMES: Final = 32
+_MAX_FRAMES: Final = 16
 _MAX_BYTES: Final = 2**24
 
 
