@@ -210,8 +210,9 @@ class DicomWebServer:
         Raises
         ------
         StoreError
-            If an instance was not stored and `on_error` is "raise"; its ``result`` has what was. Instances
-            that the server has already may be sent again.
+            If an instance was not stored and `on_error` is "raise"; its ``result`` has what was. It is a
+            ``ConnectionError`` or ``TimeoutError``, too, if the server failed, and a ``PermissionError`` if
+            it does not accept the credentials. Instances that the server has already may be sent again.
         ReadError
             If the source does not exist.
 
