@@ -137,11 +137,21 @@ class CheckpointError(MedimgError, ValueError):
 
 
 class StoreError(MedimgError, OSError):
-    """Instances were not stored on a server; ``result`` lists them, and those that were."""
+    """
+    Instances were not stored on a server; ``result`` lists them, and those that were.
+
+    It is a ConnectionError or TimeoutError, too, if the server failed: send them again later; a
+    PermissionError if it does not accept the credentials; and neither if it refuses the instances.
+    """
 
     def __init__(self, message: str, result: Any = None) -> None:
         super().__init__(message)
         self.result = result
+
+    @property
+    def causes(self) -> frozenset[str]:
+        """Causes of the instances that were not stored; see :class:`medimg.FailedInstance`."""
+        return frozenset() if self.result is None else frozenset(one.cause for one in self.result.failed)
 
 
 class ExecutorError(MedimgError, RuntimeError):

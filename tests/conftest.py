@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conformance import Conformance
+from tests.orthanc import Orthanc, find_orthanc
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +27,24 @@ def real_data() -> Path:
 def conformance(record_property: Callable[[str, object], None]) -> Conformance:
     """Where a test notes what it compared, for the table in the documentation."""
     return Conformance(record_property)
+
+
+@pytest.fixture(scope="session")
+def started_orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    found = find_orthanc()
+    if isinstance(found, str):
+        pytest.skip(found)
+    server = Orthanc(tmp_path_factory.mktemp("orthanc"), *found)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def orthanc(started_orthanc: Orthanc) -> Orthanc:
+    """An empty Orthanc."""
+    started_orthanc.clear()
+    return started_orthanc
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medimg.cli._dicom_results import add_dicom_results, find_result_target
 from medimg.cli._options import (
     Commands,
     add_command,
@@ -55,17 +56,7 @@ def add_predict(commands: Commands) -> None:
         "and rotate180, separated by commas",
     )
     add("--provenance", action="store_true", help="add columns with the model and its preprocessing")
-    group = parser.add_argument_group("results as DICOM (extra dicom-out)")
-    group.add_argument(
-        "--dicom-out", type=parse_path, metavar="FOLDER", help="folder to write results of DICOM series to"
-    )
-    group.add_argument(
-        "--dicom-kinds",
-        nargs="+",
-        choices=("sr", "sc", "pm"),
-        default=("sr", "sc"),
-        help="structured report, heat map as secondary capture, heat map as parametric map (default: sr sc)",
-    )
+    add_dicom_results(parser)
     add_json(parser)
     add_force(parser)
     add_feedback(parser)
@@ -81,8 +72,7 @@ def _predict(args: argparse.Namespace) -> int:
     from medimg.io.files.spreadsheet import escape_formulas
 
     check_output(args.out, force=args.force)
-    if args.dicom_out is not None and args.unit != "series":
-        raise ConversionError("--dicom-out makes results of series; leave --unit at its default, series")
+    target = find_result_target(args)
     model = medimg.load(args.model)
     table = model.predict(
         args.sources,
@@ -102,21 +92,11 @@ def _predict(args: argparse.Namespace) -> int:
         sys.stdout.write(text)
     else:
         print(args.out)
-    if args.dicom_out is not None:
-        written = medimg.export.write_results(
-            model,
-            args.sources,
-            args.dicom_out,
-            kinds=args.dicom_kinds,
-            predictions=table,
-            tta=args.tta,
-            progress=args.progress,
-        )
-        print(f"{len(written)} DICOM files in {args.dicom_out}", file=sys.stderr)
+    refused = 0 if target is None else target.deliver(model, table, args)
     failed = int(table["error"].notna().sum()) if "error" in table else 0
     if failed:
         print(f"{failed} of {len(table)} rows have no prediction; see the column error", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or refused else 0
 
 
 def add_evaluate(commands: Commands) -> None:

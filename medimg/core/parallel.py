@@ -60,12 +60,13 @@ def parallel_for(
     *,
     workers: int,
     within: Callable[[], AbstractContextManager[object]] = nullcontext,
+    most_at_once: int = _MOST_AT_ONCE,
 ) -> None:
     """
     Do tasks on several threads, and raise the error that a serial loop would.
 
     If `do` returns False, later tasks may be skipped. Each thread does its tasks inside a context of
-    `within`.
+    `within`, and takes up to `most_at_once` neighbors if there are many.
 
     Examples
     --------
@@ -84,7 +85,7 @@ def parallel_for(
                 if not do(task):
                     return
         return
-    run = _SharedTasks(tasks, do, workers)
+    run = _SharedTasks(tasks, do, workers, most_at_once)
 
     def work() -> None:
         with within():
@@ -105,11 +106,13 @@ def parallel_for(
 class _SharedTasks(Generic[_Task]):
     """Tasks that several threads take, a few neighbors at a time."""
 
-    def __init__(self, tasks: Sequence[_Task], do: Callable[[_Task], bool], workers: int) -> None:
+    def __init__(
+        self, tasks: Sequence[_Task], do: Callable[[_Task], bool], workers: int, most_at_once: int
+    ) -> None:
         self._do = do
         self._tasks = tasks
         self._lock = threading.Lock()
-        self._step = min(_MOST_AT_ONCE, max(1, len(tasks) // (workers * _SHARES)))
+        self._step = min(most_at_once, max(1, len(tasks) // (workers * _SHARES)))
         self._next = 0
         self._end = len(tasks)
         self.error: BaseException | None = None

@@ -21,6 +21,7 @@ from medimg.errors import DatasetError, MedimgError, also
 from medimg.io.detect import FORMATS
 from medimg.io.dicomweb.service_url import is_dicomweb_url
 from medimg.io.files.regular_file import explain_irregular
+from medimg.io.own_results import leave_out_results
 from medimg.io.read import find_series
 from medimg.io.scan import scan
 
@@ -122,8 +123,8 @@ def list_unlabeled(
 
 
 def _scan_images(folder: Path, role: str, *, progress: Progress) -> SeriesIndex:
-    """Scan a folder that must have an image."""
-    index = scan(folder, progress=progress)
+    """Scan a folder that must have an image; results of medimg are none."""
+    index, _ = leave_out_results(scan(folder, progress=progress), [])
     if not index:
         raise DatasetError(
             f"no image in {role}{folder} ({len(index.skipped)} files skipped); expected {FORMATS}"

@@ -167,7 +167,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         Parameters
         ----------
         root : str or Path
-            Folder with a subfolder for each class; series may be at any depth below.
+            Folder with a subfolder for each class; series may be at any depth below. Results that medimg has
+            written are skipped.
         preprocess : Preprocess, optional
             Preprocessing.
         label : {"folder"} or None

@@ -18,6 +18,7 @@ from medimg.errors import (
     also,
 )
 from medimg.io.detect import FORMATS
+from medimg.io.own_results import leave_out_results
 from medimg.io.scan import build_index
 from medimg.io.series import Series, ValueKind
 from medimg.io.series_index import SeriesIndex
@@ -136,11 +137,12 @@ def resolve_sources(
     """
     Return all series of a source as :func:`resolve_source` does, and the files that may be lost images.
 
+    Results of medimg among them are left out, unless one is passed as a Series: they are no input of models.
     The report of a volume has the skipped files if there is one series, and no files are returned then.
     """
     if isinstance(source, Series):
         return [resolve_source(source)], []
-    index, errors = build_index(source)
+    index, errors = leave_out_results(*build_index(source))
     if not index:
         raise _make_error(source, index, errors)
     if len(index) == 1:

@@ -399,7 +399,8 @@ class TransferClassifier(Freezable):
         ----------
         sources : path, Series, Volume, or an iterable of these
             Whatever :func:`medimg.read` takes, and folders or archives of several series; a list is several
-            sources, not the files of one.
+            sources, not the files of one. Results that medimg has written are no images
+            (:doc:`dicom_results`).
         unit : {"series", "image"}
             One row per series (without pooling: the mean of the probabilities of its slices), or one per
             image, such as a slice, scored by itself; "slice" is accepted, too.

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 from fastapi.responses import Response
 
 from medimg._validation import printable
-from medimg.errors import ConversionError
 from medimg.export import make_results
 from medimg.export.dicom.write_results import ResultKind
 from medimg.io.dicom.header.attributes import quiet_pydicom
@@ -78,11 +77,6 @@ def encode_results(
     model: TransferClassifier, series: Series, table: pd.DataFrame, kinds: tuple[ResultKind, ...]
 ) -> Iterator[bytes]:
     """Yield the results of a series as DICOM files; ConversionError if it is of another format."""
-    if series.format != "DICOM":
-        raise ConversionError(
-            f"{series.path} is {series.format}; a DICOM result needs DICOM images, whose patient and "
-            "study it is stored with"
-        )
     for dataset in make_results(model, [series], kinds=kinds, predictions=table, progress=False):
         file = io.BytesIO()
         with quiet_pydicom():

@@ -103,6 +103,12 @@ class WatchState:
             "UPDATE series SET failures = failures + 1, not_before = ? WHERE key = ?", (not_before, key)
         )
 
+    def give_up(self, key: str, attempts: int) -> None:
+        """Note that a series is not tried again unless it changes, or more attempts are wanted."""
+        self._connection.execute(
+            "UPDATE series SET failures = max(failures, ?) WHERE key = ?", (attempts, key)
+        )
+
     def add_result(self, uid: str) -> None:
         """Note a series of results, before it is stored."""
         self._connection.execute("INSERT OR IGNORE INTO result VALUES (?)", (self.key(uid),))

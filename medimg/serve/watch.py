@@ -13,6 +13,7 @@ from medimg._validation import check_number, check_path, check_texts, check_whol
 from medimg.core.logger import get_logger
 from medimg.errors import MedimgError, NotAnImageError, StoreError, TrainingError, also
 from medimg.io.dicomweb.transport import ServerAnswerError
+from medimg.io.own_results import is_own_result
 from medimg.serve._watch_state import WatchState
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["WatchResult", "watch"]
 
 #: Errors of the server or the connection, after which the same series is tried again, however often.
-_SERVER_ERRORS: Final = (StoreError, ServerAnswerError, ConnectionError, TimeoutError, PermissionError)
+_SERVER_ERRORS: Final = (ServerAnswerError, ConnectionError, TimeoutError, EOFError)
 _LONGEST_WAIT: Final = 3600.0
 
 
@@ -102,7 +103,8 @@ def watch(
         Seconds for which the number of instances of a series must not have changed.
     attempts : int
         Number of attempts for a series that can't be predicted on, with growing pauses. Errors of the
-        server, also when it stores results, are not counted.
+        server, also when it stores results, are not counted. Results that the server refuses are not sent
+        again, unless the series gets more instances.
     once : bool
         Whether to search once and return, as for a scheduled task, instead of watching until interrupted.
 
@@ -117,7 +119,9 @@ def watch(
         If a setting is invalid, or neither `modality` is given nor the model knows the modalities of its
         training data.
     MedimgError
-        If the folder can't be used, another watch uses it, or with `once` the server can't be searched.
+        If the folder can't be used, another watch uses it, or with `once` the server can't be searched, or
+        does not accept the credentials (PermissionError, too): the next run goes on with the series that
+        were not handled.
 
     Examples
     --------
@@ -189,10 +193,9 @@ class _Watcher:
                 pause = self.interval
             except MedimgError as error:
                 pause = min(2 * pause, _LONGEST_WAIT)
+                failure = "does not accept the credentials" if _is_refusal(error) else "can't be searched"
                 get_logger().warning(
-                    "the server can't be searched (%s); the next attempt is in %.0f s",
-                    _describe(error),
-                    pause,
+                    "the server %s (%s); the next attempt is in %.0f s", failure, _describe(error), pause
                 )
             time.sleep(pause)
 
@@ -215,6 +218,9 @@ class _Watcher:
             stored = self._predict_and_store(series)
         except MedimgError as error:
             self._note_failure(key, error)
+            # they are the same for the next series, and accounts are locked after a number of attempts
+            if _is_refusal(error):
+                raise
             return
         self.state.mark_done(key)
         self.result.stored += stored > 0
@@ -223,7 +229,15 @@ class _Watcher:
 
     def _note_failure(self, key: str, error: MedimgError) -> None:
         self.result.failed += 1
-        if isinstance(error, _SERVER_ERRORS):
+        if isinstance(error, StoreError) and error.causes == {"refused"}:
+            self.state.give_up(key, self.attempts)
+            get_logger().error(
+                "series %s: the server refuses its results (%s); they are not sent again",
+                key[:12],
+                _describe(error),
+            )
+            return
+        if isinstance(error, _SERVER_ERRORS) or _is_refusal(error):
             self._server_errors[key] += 1
             pause = self._pause(self._server_errors[key])
             self.state.postpone(key, time.time() + pause)
@@ -262,14 +276,12 @@ class _Watcher:
     def _make_results(self, listed: Series) -> list[Dataset]:
         """Return the results on each stack of a series; the error of the first if there is none."""
         from medimg.export import make_results
-        from medimg.export.dicom.algorithm import MANUFACTURER
 
         index = self.server.scan(listed.study_uid, listed.uid)
         errors: list[MedimgError] = []
         results: list[Dataset] = []
         for stack in index:
-            # results, also of other watches
-            if stack.tags("Manufacturer")["Manufacturer"] == MANUFACTURER:
+            if is_own_result(stack):  # also of other watches
                 continue
             try:
                 results += make_results(self.model, [stack], progress=False, **self.settings)
@@ -287,6 +299,17 @@ class _Watcher:
         return any(getattr(one, "instance_count", None) == count for one in found)
 
 
+def _is_refusal(error: MedimgError) -> bool:
+    """Whether a server does not accept the credentials."""
+    return isinstance(error, PermissionError)
+
+
 def _describe(error: MedimgError) -> str:
-    """Return the type of an error: messages have URLs, with the UIDs of the study."""
-    return type(error).__name__
+    """Return the type of an error, and what a server says: messages have URLs, with the UIDs of the study."""
+    name = type(error).__name__
+    if isinstance(error, ServerAnswerError) and error.status:
+        return f"{name}, {error.status}"
+    if isinstance(error, StoreError) and error.result is not None:
+        codes = sorted({f"0x{one.code:04X}" for one in error.result.failed if one.code})
+        return ", ".join([name, *sorted(error.causes), *codes])
+    return name

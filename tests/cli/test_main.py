@@ -195,6 +195,8 @@ def test_workers_are_positive(scans: Path, capsys: pytest.CaptureFixture[str]) -
 OWN = {"help", "json", "force", "verbosity", "out", "html", "title", "run", "command"} | {
     "dicom_out",
     "dicom_kinds",
+    "stow",
+    "verify",
 }
 
 

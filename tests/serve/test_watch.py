@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import pytest
 
 import medimg
 from medimg.cli.main import main
-from medimg.errors import MedimgError, TrainingError
+from medimg.errors import MedimgError, StoreError, TrainingError, also
 from medimg.serve import WatchResult, watch
 from tests.io.dicomweb.fake_pacs import STUDY, FakePacs, Reply, Seen, make_slice
 from tests.orthanc import PASSWORD, USER, Orthanc, find_orthanc
@@ -149,7 +151,7 @@ def test_a_series_that_cannot_be_read_is_given_up(
     assert "Secret" not in caplog.text
 
 
-@pytest.mark.parametrize("status", [401, 409, 503])
+@pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_server_that_does_not_store_is_asked_again(
     model: medimg.TransferClassifier,
     archive: Archive,
@@ -166,6 +168,119 @@ def test_a_server_that_does_not_store_is_asked_again(
         now += 100
     archive.misbehave = None
     assert look(model, archive, tmp_path, attempts=1) == WatchResult(stored=1)
+
+
+def fail_to_store(code: int) -> bytes:
+    failure = pydicom.Dataset()
+    failure.ReferencedSOPInstanceUID, failure.FailureReason = "1.2.3", code
+    answer = pydicom.Dataset()
+    answer.FailedSOPSequence = [failure]
+    return json.dumps([answer.to_json_dict()]).encode()
+
+
+@pytest.mark.parametrize(("status", "code"), [(400, 0), (409, 0), (409, 0xA900), (202, 0x0122)])
+def test_refused_results_are_not_sent_again(
+    model: medimg.TransferClassifier,
+    archive: Archive,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
+    *,
+    status: int,
+    code: int,
+) -> None:
+    def refuse(seen: Seen, _: Any) -> Reply | None:
+        if seen.method != "POST":
+            return None
+        found = re.search(rb"\x08\x00\x18\x00UI(.)\x00", seen.body, re.DOTALL)
+        assert found is not None
+        uid = seen.body[found.end() : found.end() + found[1][0]].strip(b"\0").decode()
+        return Reply(status, fail_to_store(code).replace(b"1.2.3", uid.encode()) if code else b"")
+
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    archive.misbehave = refuse
+    assert look(model, archive, tmp_path) == WatchResult(failed=1)
+    assert "the server refuses its results" in caplog.text
+    assert f"0x{code:04X}" in caplog.text or not code
+    assert "1.2" not in caplog.text
+    now = 1e6
+    archive.misbehave = None
+    assert look(model, archive, tmp_path) == WatchResult()
+    archive.datasets += make_stack(count=4)[3:]
+    assert look(model, archive, tmp_path) == WatchResult(stored=1)
+
+
+@pytest.mark.parametrize("code", [0x0213, 0xA700, 0xA710])
+def test_a_full_server_is_asked_again(
+    model: medimg.TransferClassifier,
+    archive: Archive,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+) -> None:
+    from medimg.io.dicomweb.store_instances import FailedInstance, StoreResult
+
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    failed = FailedInstance("<dataset 0>", "1.2", "full", code, "server")
+    error = also(StoreError, ConnectionError)("full", StoreResult((), (failed,)))
+    with monkeypatch.context() as patched:
+        patched.setattr("medimg.DicomWebServer.store", lambda *_, **__: raise_it(error))
+        assert look(model, archive, tmp_path, attempts=1) == WatchResult(failed=1)
+    now = 2000.0
+    assert look(model, archive, tmp_path, attempts=1) == WatchResult(stored=1)
+
+
+def raise_it(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_credentials_that_are_not_accepted_end_the_search(
+    model: medimg.TransferClassifier,
+    archive: Archive,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    status: int,
+    method: str,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    archive.datasets += make_stack(series="1.2.3.9")
+    archive.misbehave = lambda seen, _: Reply(status) if seen.method == method else None
+    with pytest.raises(PermissionError) as raised:
+        look(model, archive, tmp_path, attempts=1)
+    assert isinstance(raised.value, MedimgError)
+    assert sum(one.method == method for one in archive.seen) == 1
+    archive.misbehave = None
+    now = 2000.0
+    assert look(model, archive, tmp_path, attempts=1) == WatchResult(stored=2)
+
+
+def test_a_watch_goes_on_after_refused_credentials(
+    model: medimg.TransferClassifier,
+    archive: Archive,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
+) -> None:
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", sleep)
+    archive.misbehave = lambda seen, _: Reply(401 if len(pauses) < 3 else 500)
+    with pytest.raises(KeyboardInterrupt):
+        look(model, archive, tmp_path, once=False, interval=10)
+    assert pauses == [20, 40, 80, 160]
+    assert caplog.text.count("does not accept the credentials (ServerAnswerError, 401)") == 3
+    assert caplog.text.count("can't be searched (ServerAnswerError, 500)") == 1
 
 
 def test_a_server_that_is_gone(model: medimg.TransferClassifier, tmp_path: Path) -> None:

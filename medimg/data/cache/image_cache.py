@@ -70,8 +70,9 @@ class ImageCache:
         How a file is identified. "samples": by its size, modification time to the nanosecond, and bytes from
         its start, middle and end; by all bytes if it is smaller than 256 KiB. The path counts too for larger
         files that are not DICOM, and for archives. A larger file whose pixels were changed elsewhere, with
-        size and time preserved on purpose, is not noticed. "bytes": by all bytes, which reads every file
-        completely each time.
+        size and time preserved on purpose, is not noticed. An instance on a DICOMweb server is identified by
+        its URL and metadata, for which no pixels are read. "bytes": by all bytes, which reads every file
+        completely each time; series of DICOMweb servers are an error.
 
     Raises
     ------

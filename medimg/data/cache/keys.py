@@ -15,7 +15,9 @@ import numpy as np
 
 from medimg import __version__
 from medimg.core.content_hash import content_hash, json_text
+from medimg.errors import DatasetError
 from medimg.io.dicom.series.volume_reader import StackReader
+from medimg.io.files.blob import VersionedFile
 from medimg.io.files.regular_file import is_regular_file
 from medimg.io.memory_series import KnownContent
 
@@ -73,6 +75,11 @@ def find_address(
     """Return the address of a series' images, stored as `dtype`; None if its files can't identify them."""
     if policies.on_duplicate == "keep":
         return None  # stacks frames that are not in the plan
+    if compare == "bytes" and _list_versions(series) is not None:
+        raise DatasetError(
+            f"{series.path} is on a DICOMweb server, whose instances are identified by their metadata; use a "
+            'cache with compare="samples"'
+        )
     content = hash_files(series, compare)
     if content is None:
         return None
@@ -154,7 +161,8 @@ def stat_files(series: Series) -> FileStates | None:
     """
     Return the states of a series' files, without opening them; None if one is not on disk.
 
-    An array in memory has a state that depends on its content only.
+    An array in memory has a state that depends on its content only, and an instance on a DICOMweb server one
+    of its metadata.
 
     Examples
     --------
@@ -164,6 +172,9 @@ def stat_files(series: Series) -> FileStates | None:
     """
     if isinstance(series.reader, KnownContent):
         return ((int(series.reader.digest[:_STATE_DIGITS], 16), series.reader.nbytes, 0, 0),)
+    versions = _list_versions(series)
+    if versions is not None:
+        return tuple((int(version[:_STATE_DIGITS], 16), 0, 0, 0) for version in versions)
     archives: dict[str, os.stat_result | None] = {}
     found = []
     for name in series.files:
@@ -197,10 +208,14 @@ def hash_files(series: Series, compare: Compare | Literal["blocks", "undated"]) 
     size, and bytes from 64 positions, equal for copies in any folder; fewer are not enough, as uncompressed
     images of different people can have the same black borders there. "undated": as "samples", but equal for
     copies in any folder, for files with an identifier at their start. "bytes": all bytes and nothing else.
-    An array in memory has one digest of its content.
+    An array in memory has one digest of its content. "samples" of instances on a DICOMweb server are their
+    URLs and metadata; the other ones are None.
     """
     if isinstance(series.reader, KnownContent):
         return [series.reader.digest]
+    versions = _list_versions(series)
+    if versions is not None:
+        return versions if compare == "samples" else None
     digests: dict[str, str] = {}
     found = []
     try:
@@ -215,6 +230,18 @@ def hash_files(series: Series, compare: Compare | Literal["blocks", "undated"]) 
     except (OSError, ValueError):
         return None
     return found
+
+
+def _list_versions(series: Series) -> list[str] | None:
+    """Return a digest of each file of a series, for which nothing is read; None if one has no version."""
+    if "://" not in series.files[0] or not isinstance(series.reader, StackReader):
+        return None
+    plan = series.reader.plan
+    instances = (*plan.instances, *(left.instance for left, _ in plan.duplicates))
+    files: dict[str, object] = {instance.path: instance.blob.remote for instance in instances}
+    found = [files.get(name) for name in series.files]
+    versions = [file.identify() for file in found if isinstance(file, VersionedFile)]
+    return versions if len(versions) == len(found) else None
 
 
 def _find_on_disk(name: str) -> str | None:

@@ -16,8 +16,9 @@ from medimg.errors import ConversionError, MedimgError, MissingDependencyError
 from medimg.export.dicom._concepts import SCHEME
 from medimg.export.dicom._derived_uid import derive_uid
 from medimg.export.dicom._patient_study import copy_study, set_character_set
-from medimg.export.dicom.algorithm import MANUFACTURER, SOFTWARE, Algorithm
+from medimg.export.dicom.algorithm import SOFTWARE, Algorithm
 from medimg.io.dicom.header.attributes import get_text, quiet_pydicom
+from medimg.io.own_results import MANUFACTURER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,12 +36,24 @@ _UNNUMBERED: Final = 9000
 _OFFSET: Final = re.compile(r"[+-]\d{4}")
 _LONGEST: Final = 64
 _SIDES: Final = ("L", "R")
+#: PS3.5 6.2: CS.
+_CODE_STRING: Final = re.compile(r"[A-Z0-9_ ]{1,16}")
+#: Body parts without a side (PS3.16 annex L), for which Laterality is absent.
+_TABLE: Final = """
+    ABDOMEN ABDOMENPELVIS AORTA BACK BLADDER BRAIN CEREBELLUM CERVIX CHEST CHESTABDOMEN CHESTABDPELVIS
+    CIRCLEOFWILLIS COCCYX COLON CORONARYARTERY CSPINE CTSPINE DUODENUM ESOPHAGUS FACE GALLBLADDER HEAD
+    HEADNECK HEART ILEUM ILIUM JAW JEJUNUM LARYNX LIVER LSPINE LSSPINE MAXILLA MEDIASTINUM MOUTH NECK
+    NECKCHEST NECKCHESTABDOMEN NECKCHESTABDPELV NOSE PANCREAS PELVIS PENIS PHARYNX PROSTATE RECTUM SCALP
+    SKULL SPINE SPLEEN SSPINE STERNUM STOMACH THYMUS THYROID TLSPINE TONGUE TRACHEA TSPINE URETER URETHRA
+    UTERUS VAGINA VULVA WHOLEBODY
+"""
+_UNPAIRED: Final = frozenset(_TABLE.split())
 
 
 def import_highdicom() -> Any:
     """Import highdicom; MissingDependencyError says how to install it."""
     try:
-        for name in ("pm", "sc", "seg", "sr"):
+        for name in ("color", "pm", "sc", "seg", "sr"):
             import_module(f"highdicom.{name}")
         return import_module("highdicom")
     except ImportError:
@@ -148,19 +161,16 @@ def _choose_moment(source: SourceImages, created: datetime.datetime | None) -> d
 
 
 def _copy_body_part(header: Dataset, dataset: Dataset) -> None:
-    """Copy body part and side; an unknown side is stated as such if the body part is unknown, too."""
+    """Copy body part and side; the side of a part that can be paired is stated as unknown if it is."""
     body_part = get_text(header, "BodyPartExamined")
-    if body_part:
+    if _CODE_STRING.fullmatch(body_part):
         dataset.BodyPartExamined = body_part
-    if dataset.Modality == "SEG":  # segments have their own
+    # segments have their own
+    if dataset.Modality == "SEG" or body_part in _UNPAIRED:
         return
-    side = get_text(header, "Laterality")
-    if body_part == "BREAST" and not side:  # mammography states the side of each image
-        side = get_text(header, "ImageLaterality")
-    if side in _SIDES:
-        dataset.Laterality = side
-    elif not body_part:
-        dataset.Laterality = ""
+    # radiographs state the side of each image
+    stated = (get_text(header, keyword) for keyword in ("Laterality", "ImageLaterality"))
+    dataset.Laterality = next((side for side in stated if side in _SIDES), "")
 
 
 def _set_dimension_uid(dataset: Dataset, uid: str) -> None:

@@ -10,6 +10,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.tag import Tag
 from pydicom.valuerep import PersonName
 
 from medimg.errors import ConversionError
@@ -63,7 +64,8 @@ _TABLE: Final = """
 
     TimezoneOffsetFromUTC
 """
-STUDY_KEYWORDS: Final = tuple(_TABLE.split())
+#: Without those of editions that pydicom does not know yet.
+STUDY_KEYWORDS: Final = tuple(k for k in _TABLE.split() if tag_for_keyword(k) is not None)
 #: Attributes that are present in every object, empty if unknown.
 _TYPE_2: Final = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
@@ -79,9 +81,7 @@ def copy_study(header: Dataset, target: Dataset, path: str) -> None:
     """Copy all attributes of patient and study, and remove those that the source does not have."""
     with quiet_pydicom():
         for keyword in STUDY_KEYWORDS:
-            tag = tag_for_keyword(keyword)
-            if tag is None:  # of an edition that pydicom does not know yet
-                continue
+            tag = Tag(keyword)
             if tag in target:
                 del target[tag]
             if tag in header:
@@ -157,7 +157,7 @@ def set_character_set(header: Dataset, target: Dataset, path: str) -> None:
             if declared:
                 target.SpecificCharacterSet = declared
             return
-        copied = [target[k] for k in STUDY_KEYWORDS if tag_for_keyword(k) is not None and k in target]
+        copied = [target[k] for k in STUDY_KEYWORDS if k in target]
         undeclared = not declared and any(not text.isascii() for one in copied for text in _list_texts(one))
         if undeclared:
             raise ConversionError(

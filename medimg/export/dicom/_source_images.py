@@ -10,8 +10,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, CTImageStorage, SecondaryCaptureImageStorage
 
 from medimg.errors import ConversionError, GeometryError
+from medimg.export.dicom._patient_study import STUDY_KEYWORDS
 from medimg.io.dicom.header.attributes import get_text, get_texts, get_value, quiet_pydicom
-from medimg.io.dicom.header.open import open_whole_header
+from medimg.io.dicom.header.open import open_dataset, to_tags
 from medimg.io.dicom.series.volume_reader import StackReader
 from medimg.io.dicom.tags.header_dataset import check_unchanged
 from medimg.io.read import find_series
@@ -31,11 +32,34 @@ _ROUNDING: Final = 1e-3
 _LOSSY: Final = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 _EQUIPMENT: Final = ("Manufacturer", "ManufacturerModelName")
 _LONGEST: Final = 64
+#: What results copy, or look at: all that is read of a source but its pixels, also from a server.
+_TAGS: Final = to_tags(
+    *STUDY_KEYWORDS,
+    *_LOSSY,
+    *_EQUIPMENT,
+    *("SOPInstanceUID", "FrameOfReferenceUID", "PositionReferenceIndicator", "PatientOrientation"),
+    *(
+        "BodyPartExamined",
+        "Laterality",
+        "ImageLaterality",
+        "BurnedInAnnotation",
+        "RecognizableVisualFeatures",
+    ),
+)
+#: Below 1.2.840.10008.5.1.4.1.1: SOP classes of single images, which are referred to without frame numbers,
+#: also if an instance has several frames against its class.
+_SINGLE_FRAME: Final = frozenset(
+    f"1.2.840.10008.5.1.4.1.1.{end}"
+    for end in (
+        *("1", "1.1", "1.1.1", "1.2", "1.2.1", "1.3", "1.3.1", "2", "4", "6", "6.1", "7", "128"),
+        *("77.1.1", "77.1.2", "77.1.3", "77.1.4", "77.1.7"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceImages:
-    """A DICOM series with the header of its first image; `frames` are those of the first channel by slice."""
+    """A DICOM series, what results need of its first header, and the frames of its first channel by slice."""
 
     series: Series
     header: Dataset
@@ -54,7 +78,7 @@ class SourceImages:
         plan = found.reader.plan
         instances = tuple({one.sop_instance_uid: one for one in plan.instances}.values())
         first = plan.first.instance
-        header, _ = open_whole_header(first.blob)
+        header = open_dataset(first.blob, tags=_TAGS)
         check_unchanged(header, first)
         _check_identifiers(instances)
         return cls(found, header, tuple(plan.channels[0]), instances)
@@ -203,7 +227,9 @@ class SourceImages:
         instance = self.instances[number] if frame is None else frame.instance
         item.ReferencedSOPClassUID = instance.sop_class_uid
         item.ReferencedSOPInstanceUID = instance.sop_instance_uid
-        if frame is None or not with_frame or not any(facts.number for facts in instance.facts):
+        if frame is None or not with_frame or instance.sop_class_uid in _SINGLE_FRAME:
+            return False
+        if not any(facts.number for facts in instance.facts):
             return False
         item.ReferencedFrameNumber = frame.facts.number + 1
         return True

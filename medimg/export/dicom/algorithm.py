@@ -12,9 +12,8 @@ from medimg.models.prediction.prediction_table import SHOWN
 if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier
 
-__all__ = ["MANUFACTURER", "SOFTWARE", "Algorithm"]
+__all__ = ["SOFTWARE", "Algorithm"]
 
-MANUFACTURER: Final = "medimg"
 SOFTWARE: Final = f"medimg {__version__}"
 _LONGEST: Final = 64
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
@@ -18,7 +19,8 @@ from medimg.export.dicom._concepts import SCHEME, ConceptLike, code_concept, nam
 from medimg.export.dicom._derived_uid import derive_uid
 from medimg.export.dicom._general_modules import ResultSeries, coding_scheme, import_highdicom, wrap_errors
 from medimg.export.dicom._source_images import SourceImages
-from medimg.export.dicom.algorithm import MANUFACTURER, Algorithm
+from medimg.export.dicom.algorithm import Algorithm
+from medimg.io.own_results import MANUFACTURER
 
 if TYPE_CHECKING:
     import datetime
@@ -38,6 +40,8 @@ _ARTIFICIAL_INTELLIGENCE: Final = Code("123110", "DCM", "Artificial Intelligence
 _UNSPECIFIED: Final = Code("unspecified", SCHEME, "Unspecified")
 _MOST_SEGMENTS: Final = 65535
 _LONGEST: Final = 64
+_BRIGHTEST: Final = 255
+_GOLDEN_RATIO: Final = 0.618034
 
 
 @set_module("medimg.export")
@@ -54,6 +58,8 @@ class Segment:
         Coded concept of the structure; by default a private one of its name.
     category : Code or tuple of 3 str
         Category of the structure; by default "Anatomical Structure" (SCT 123037004).
+    color : tuple of 3 int, optional
+        Color that viewers may show it in: red, green and blue from 0 to 255; by default one for each number.
 
     Raises
     ------
@@ -64,6 +70,7 @@ class Segment:
     name: str
     type: ConceptLike | None = None
     category: ConceptLike = _ANATOMY
+    color: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         name = check_text("name of a segment", self.name, error=ConversionError)
@@ -72,6 +79,8 @@ class Segment:
                 f"the name of a segment must have 1 to {_LONGEST} characters and no backslash; found {name!r}"
             )
         self.list_concepts()
+        if self.color is not None:
+            _check_color(self.color)
 
     def list_concepts(self) -> tuple[Code, Code]:
         """Return category and type."""
@@ -159,7 +168,10 @@ def segmentation(
     algorithm = None if model is None else Algorithm.of(model, name)
     if algorithm_type != "MANUAL" and algorithm is None and name is None:
         raise ConversionError(f'algorithm_type="{algorithm_type}" needs model= or name=, which made the mask')
-    labels = [[one.name, *one.list_concepts()] for one in named.values()]
+    colors = [one.color or _choose_color(number) for number, one in enumerate(named.values(), 1)]
+    labels = [
+        [one.name, *one.list_concepts(), *color] for one, color in zip(named.values(), colors, strict=True)
+    ]
     made = ResultSeries.of(
         images,
         "seg",
@@ -189,6 +201,7 @@ def segmentation(
                 algorithm_identification=identification,
                 tracking_id=one.name,
                 tracking_uid=derive_uid("segment", made.uid, number, one.name),
+                display_color=hd.color.CIELabColor.from_rgb(*colors[number - 1]),
             )
             for number, one in enumerate(named.values(), 1)
         ]
@@ -208,6 +221,25 @@ def segmentation(
     # highdicom keeps a table of frames, from before references were complete
     completed: Segmentation = hd.seg.Segmentation.from_dataset(result, copy=False)
     return completed
+
+
+def _check_color(color: object) -> None:
+    if (
+        not isinstance(color, Sequence)
+        or len(color) != len("RGB")
+        or not all(isinstance(part, int) and 0 <= part <= _BRIGHTEST for part in color)
+    ):
+        raise ConversionError(
+            "the color of a segment must be red, green and blue from 0 to 255, as (255, 0, 0); found "
+            f"{color!r}"
+        )
+
+
+def _choose_color(number: int) -> tuple[int, int, int]:
+    """Return the color of a segment: neighbors in the list are far from each other on the circle of hues."""
+    parts = hsv_to_rgb((number - 1) * _GOLDEN_RATIO % 1, 0.7, 0.95)
+    red, green, blue = (round(part * _BRIGHTEST) for part in parts)
+    return red, green, blue
 
 
 def _check_segments(segments: Mapping[int, str | Segment]) -> dict[int, Segment]:

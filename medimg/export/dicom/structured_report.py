@@ -15,8 +15,9 @@ from medimg.export.dicom._concepts import class_concepts, code_concept, describe
 from medimg.export.dicom._derived_uid import derive_uid
 from medimg.export.dicom._general_modules import ResultSeries, coding_scheme, import_highdicom, wrap_errors
 from medimg.export.dicom._source_images import SourceImages
-from medimg.export.dicom.algorithm import MANUFACTURER, Algorithm
+from medimg.export.dicom.algorithm import Algorithm
 from medimg.io.dicom.header.attributes import get_items, get_text
+from medimg.io.own_results import MANUFACTURER
 
 if TYPE_CHECKING:
     import datetime

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import pydicom
 from pydicom.uid import ComprehensiveSRStorage, ParametricMapStorage, SecondaryCaptureImageStorage
@@ -14,13 +15,14 @@ from medimg._validation import check_choice, check_path
 from medimg.core.progress import Progress, progress_bar
 from medimg.core.volume import Volume
 from medimg.data.resolved_source import ResolvedSource
-from medimg.errors import ConversionError, MedimgError, also
+from medimg.errors import ConversionError, MedimgError, MedimgWarning
 from medimg.export.dicom.parametric_map import parametric_map
 from medimg.export.dicom.secondary_capture import secondary_capture
 from medimg.export.dicom.structured_report import structured_report
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.files.atomic import atomic_path
-from medimg.io.sources import is_one_source
+from medimg.io.series import Series
+from medimg.models.prediction.scored_source import list_sources
 from medimg.saliency.explain import explain
 
 if TYPE_CHECKING:
@@ -30,16 +32,18 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from medimg.export.dicom._concepts import ConceptLike
-    from medimg.io.read import Source
-    from medimg.io.series import Series
     from medimg.models.classifier import TransferClassifier
+    from medimg.models.prediction.scored_source import PredictSource
     from medimg.models.test_time_augmentation import ViewChoice
 
-__all__ = ["ResultKind", "make_results", "write_results"]
+__all__ = ["ResultKind", "make_results", "name_instance", "write_instance", "write_results"]
 
 #: Structured report, secondary capture, and parametric map.
 ResultKind: TypeAlias = Literal["sr", "sc", "pm"]
 _KINDS: Final = get_args(ResultKind)
+_NEEDS_DICOM: Final = "a DICOM result needs DICOM images, whose patient and study it is stored with"
+#: Images that are not DICOM raise an error, or are left out with a warning.
+OtherFormatPolicy: TypeAlias = Literal["raise", "warn"]
 _PREFIXES: Final = {
     ComprehensiveSRStorage: "SR",
     SecondaryCaptureImageStorage: "SC",
@@ -50,7 +54,7 @@ _PREFIXES: Final = {
 @set_module("medimg.export")
 def make_results(
     model: TransferClassifier,
-    sources: Source | Iterable[Source],
+    sources: PredictSource | Iterable[PredictSource],
     *,
     kinds: Sequence[ResultKind] = ("sr", "sc"),
     predictions: pd.DataFrame | None = None,
@@ -59,6 +63,7 @@ def make_results(
     name: str | None = None,
     tta: ViewChoice = None,
     created: datetime.datetime | None = None,
+    on_other_format: OtherFormatPolicy = "raise",
     progress: Progress = "auto",
 ) -> Iterator[Dataset]:
     """
@@ -79,6 +84,9 @@ def make_results(
         Series whose row has an error are left out.
     codes, most, name, tta, created
         See :func:`structured_report` and :func:`secondary_capture`.
+    on_other_format : {"raise", "warn"}
+        Policy for images that are not DICOM, and can't have results; "warn" leaves them out, and warns of
+        their number at the end. It is an error if all are.
     progress : "auto" or bool
         Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
@@ -90,16 +98,18 @@ def make_results(
     Raises
     ------
     ConversionError
-        If a source is not DICOM, lacks an attribute that a result has to have, or `predictions` are not of
-        these sources.
+        If a source is not DICOM, lacks an attribute that a result has to have, such as the positions of a
+        parametric map, or `predictions` are not of these sources.
     ReadError, SeriesError, PreprocessError
         If a source can't be read.
     MissingDependencyError
         If highdicom is not installed (extra ``dicom-out``).
     """
     chosen = _check_kinds(kinds)
+    check_choice("on_other_format", on_other_format, get_args(OtherFormatPolicy), error=ConversionError)
     rows = None if predictions is None else _Rows(predictions)
-    for series, row in _pair(_as_list(sources), rows, progress):
+    pairs = _pair(list_sources(sources, error=ConversionError), rows, progress)
+    for series, row in _select_dicom(pairs, on_other_format):
         if "sr" in chosen:
             yield structured_report(
                 model, series, prediction=row, codes=codes, name=name, tta=tta, created=created
@@ -112,14 +122,12 @@ def make_results(
                 )
             if "pm" in chosen:
                 yield parametric_map(model, series, explanation=found, name=name, created=created)
-    if rows is not None:
-        rows.check_finished()
 
 
 @set_module("medimg.export")
 def write_results(
     model: TransferClassifier,
-    sources: Source | Iterable[Source],
+    sources: PredictSource | Iterable[PredictSource],
     folder: str | Path,
     *,
     kinds: Sequence[ResultKind] = ("sr", "sc"),
@@ -129,6 +137,7 @@ def write_results(
     name: str | None = None,
     tta: ViewChoice = None,
     created: datetime.datetime | None = None,
+    on_other_format: OtherFormatPolicy = "raise",
     progress: Progress = "auto",
 ) -> list[Path]:
     """
@@ -139,10 +148,11 @@ def write_results(
 
     Parameters
     ----------
-    model, sources, kinds, predictions, codes, most, name, tta, created, progress
+    model, sources, kinds, predictions, codes, most, name, tta, created, on_other_format, progress
         See :func:`make_results`.
     folder : str or Path
-        Folder to write to, outside of the sources; it is made if need be.
+        Folder to write to; it is made if need be. It may be in a folder of the sources: results are not taken
+        for images.
 
     Returns
     -------
@@ -185,14 +195,20 @@ def write_results(
         name=name,
         tta=tta,
         created=created,
+        on_other_format=on_other_format,
         progress=progress,
     )
     return [write_instance(dataset, target) for dataset in results]
 
 
+def name_instance(dataset: Dataset) -> str:
+    """Return the file name of a result."""
+    return f"{_PREFIXES[dataset.SOPClassUID]}.{dataset.SOPInstanceUID}.dcm"
+
+
 def write_instance(dataset: Dataset, folder: Path) -> Path:
     """Write an instance under its UID, unless it is there already, and return the file."""
-    path = folder / f"{_PREFIXES[dataset.SOPClassUID]}.{dataset.SOPInstanceUID}.dcm"
+    path = folder / name_instance(dataset)
     if _has_instance(path, str(dataset.SOPInstanceUID)):
         return path
     with atomic_path(path) as temporary, quiet_pydicom():
@@ -222,16 +238,6 @@ def _check_kinds(kinds: Sequence[ResultKind]) -> tuple[ResultKind, ...]:
     return tuple(check_choice("kinds", kind, _KINDS, error=ConversionError) for kind in kinds)
 
 
-def _as_list(sources: Source | Iterable[Source]) -> list[Source]:
-    if is_one_source(sources):
-        return [cast("Source", sources)]
-    if not isinstance(sources, Iterable):
-        raise also(ConversionError, TypeError)(
-            f"can't make results of a {type(sources).__name__}; expected paths, bytes or Series"
-        )
-    return list(cast("Iterable[Source]", sources))
-
-
 class _Rows:
     """Rows of a table of predictions, in the order in which sources are resolved."""
 
@@ -248,15 +254,18 @@ class _Rows:
         rows = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
         self._rows: Iterator[dict[str, Any]] = iter(rows)
 
-    def take(self, series: Series | None) -> Mapping[str, Any] | None:
-        """Return the row of the next series; None if that has an error, or there is no series."""
+    def take(self, image: Series | Volume | None) -> Mapping[str, Any] | None:
+        """Return the row of the next image, or of a source that has none; None if the row has an error."""
         row = next(self._rows, None)
-        uid = "" if row is None or row["series_uid"] != row["series_uid"] else str(row["series_uid"] or "")
-        if row is None or (uid and (series is None or series.uid.partition("#")[0] != uid)):
+        if row is not None and _read_text(row.get("error")):
+            return None
+        uid = "" if row is None else _read_text(row["series_uid"])
+        found = image.uid.partition("#")[0] if isinstance(image, Series) else uid
+        if row is None or image is None or (uid and found != uid):
             raise ConversionError(
                 "predictions are of other sources; expected those of model.predict(sources)"
             )
-        return row if uid else None
+        return row
 
     def check_finished(self) -> None:
         """Raise ConversionError if rows are left."""
@@ -264,10 +273,15 @@ class _Rows:
             raise ConversionError("predictions are of more sources; expected those of model.predict(sources)")
 
 
+def _read_text(value: object) -> str:
+    """Return a text of a table; "" if it is missing."""
+    return value if isinstance(value, str) else ""
+
+
 def _pair(
-    sources: Sequence[Source], rows: _Rows | None, progress: Progress
-) -> Iterator[tuple[Series, Mapping[str, Any] | None]]:
-    """Yield each series with its row; without those whose row has an error."""
+    sources: Sequence[PredictSource], rows: _Rows | None, progress: Progress
+) -> Iterator[tuple[Series | Volume, Mapping[str, Any] | None]]:
+    """Yield each image with its row; without those whose row has an error."""
     for source in progress_bar(sources, desc="writing results", unit="source", progress=progress):
         try:
             found, lost = ResolvedSource.resolve_all(source)
@@ -277,13 +291,37 @@ def _pair(
             rows.take(None)
             continue
         for one in found:
-            if isinstance(one.image, Volume):
-                raise ConversionError(
-                    "a Volume has no patient or study; pass the DICOM images it was read from"
-                )
             row = None if rows is None else rows.take(one.image)
             if rows is None or row is not None:
                 yield one.image, row
         if rows is not None and rows.collects:
             for _ in lost:
                 rows.take(None)
+    if rows is not None:
+        rows.check_finished()
+
+
+def _select_dicom(
+    pairs: Iterable[tuple[Series | Volume, Mapping[str, Any] | None]], on_other_format: str
+) -> Iterator[tuple[Series, Mapping[str, Any] | None]]:
+    """Yield DICOM series with their rows; others raise an error, or are left out with a warning."""
+    kept = left_out = 0
+    for image, row in pairs:
+        if isinstance(image, Series) and image.format == "DICOM":
+            kept += 1
+            yield image, row
+            continue
+        left_out += 1
+        if on_other_format == "raise":
+            what = "a Volume has no patient"
+            if isinstance(image, Series):
+                what = f"{image.path} is {image.format}"
+            raise ConversionError(f"{what}; {_NEEDS_DICOM}")
+    if left_out and not kept:
+        raise ConversionError(f"none of the {left_out} images is DICOM; {_NEEDS_DICOM}")
+    if left_out:
+        warnings.warn(
+            f"{left_out} of {kept + left_out} images are not DICOM and have no DICOM results",
+            MedimgWarning,
+            stacklevel=4,
+        )

@@ -9,7 +9,7 @@ import re
 import struct
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from medimg.errors import ReadError
+from medimg.errors import MedimgError, ReadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -21,6 +21,7 @@ __all__ = [
     "get_json_value",
     "has_lost_backslashes",
     "has_nested_bulk",
+    "iterate_json",
     "parse_json",
 ]
 
@@ -28,6 +29,9 @@ JsonObject: TypeAlias = "dict[str, Any]"
 
 #: Objects, arrays and values of an answer: each takes some 100 bytes once parsed.
 _MAX_NODES: Final = 2**22
+#: Characters of a list that are parsed together: no more nodes than that.
+_PIECE: Final = 2**20
+_SPACE: Final = re.compile(r"[ \t\r\n]*")
 _MAX_DEPTH: Final = 32
 _TAG: Final = re.compile(r"[0-9A-Fa-f]{8}")
 _PIXEL_DATA: Final = 0x7FE00010
@@ -70,6 +74,60 @@ def parse_json(data: bytes | bytearray, what: str) -> list[JsonObject]:
     if not isinstance(objects, list) or not all(isinstance(one, dict) for one in objects):
         raise ReadError(f"{what} is JSON, but not a list of objects as DICOM JSON is (PS3.18 F.2)")
     return objects
+
+
+def iterate_json(data: bytes | bytearray, what: str) -> Iterator[JsonObject]:
+    """Yield what :func:`parse_json` returns; a list may be long, as only a part of it is parsed at a time."""
+    try:
+        text = data.decode()
+        at = _skip_space(text, 0)
+        if text[at : at + 1] != "[":
+            yield from parse_json(data, what)
+            return
+        for found in _iterate_list(text, at + 1, what):
+            if not isinstance(found, dict):
+                raise ReadError(f"{what} is JSON, but not a list of objects as DICOM JSON is (PS3.18 F.2)")
+            yield found
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, MedimgError):
+            raise
+        raise ReadError(f"{what} is not JSON; expected application/dicom+json") from None
+
+
+def _iterate_list(text: str, at: int, what: str) -> Iterator[Any]:
+    """Yield the values of a list that begins before `at`; ValueError if it is none."""
+    decode = json.JSONDecoder().raw_decode
+    size, is_first = _PIECE, True
+    while True:
+        piece = text[at : at + size]
+        if size > _PIECE and sum(map(piece.count, "{[,")) > _MAX_NODES:
+            raise ReadError(f"{what} has more than {_MAX_NODES} JSON values for one instance; it is not read")
+        done = 0
+        while True:
+            position = _skip_space(piece, done)
+            if piece[position : position + 1] == "]":
+                if _skip_space(text, at + position + 1) < len(text):
+                    raise ValueError
+                return
+            try:
+                if not is_first:
+                    position = _skip_space(piece, piece.index(",", position, position + 1) + 1)
+                found, done = decode(piece, position)
+            except ValueError:
+                # its end may be in the next piece
+                if at + size >= len(text):
+                    raise
+                break
+            is_first = False
+            yield found
+        size = _PIECE if done else 4 * size
+        at += done
+
+
+def _skip_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    assert found is not None  # of nothing, too
+    return found.end()
 
 
 def get_json_value(item: JsonObject, tag: str) -> str:

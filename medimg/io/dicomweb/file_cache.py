@@ -44,6 +44,10 @@ class FileCache:
         self._lock = threading.Lock()
         self._total = None
 
+    def holds(self, key: Sequence[str]) -> bool:
+        """Whether a file is there, damaged or not."""
+        return self._find_path(key).is_file()
+
     def load(self, key: Sequence[str]) -> bytes | None:
         """Return a file; None if it is not there or damaged."""
         path = self._find_path(key)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from medimg.io.dicomweb.transport import Answer
 
-__all__ = ["MultipartBody", "Part", "parse_parts"]
+__all__ = ["MultipartBody", "Part", "fetch_parts", "parse_parts"]
 
 _MAX_PARTS: Final = 2**16
 _MAX_HEADER: Final = 2**12
@@ -23,7 +23,7 @@ _BLANK_LINE: Final = b"\r\n\r\n"
 
 
 class Part(NamedTuple):
-    """Content type and bytes of a part, without a copy."""
+    """Content type with its parameters, and bytes of a part, without a copy."""
 
     content_type: str
     data: memoryview
@@ -38,11 +38,22 @@ def parse_parts(answer: Answer) -> list[Part]:
     header = Message()
     header["Content-Type"] = answer.headers.get("Content-Type", "")
     if header.get_content_maintype() != "multipart":
-        return [Part(header.get_content_type(), memoryview(answer.body))]
+        return [Part(str(header["Content-Type"]), memoryview(answer.body))]
     boundary = header.get_param("boundary")
     if not isinstance(boundary, str) or not _BOUNDARY.fullmatch(boundary):
         raise ReadError("the server's answer is multipart, but states no valid boundary")
     return list(_split(answer.body, f"--{boundary}".encode("ascii")))
+
+
+def fetch_parts(fetch: Callable[[Callable[[Answer], None]], Answer]) -> list[Part]:
+    """Return the parts of what `fetch` gets, parsed once: it is given the check of each attempt's answer."""
+    found: list[Part] = []
+
+    def check(answer: Answer) -> None:
+        found[:] = parse_parts(answer)
+
+    fetch(check)
+    return found
 
 
 def _split(body: bytearray, delimiter: bytes) -> Iterator[Part]:

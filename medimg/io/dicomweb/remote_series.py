@@ -17,7 +17,7 @@ from medimg.io.files.blob import Blob
 from medimg.io.series import Series
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from medimg.core import geometry
     from medimg.core.volume import Space
@@ -32,6 +32,7 @@ __all__ = ["ListedSeries", "load_one", "read_series"]
 #: Series, and bulk data of instances, that are read at the same time.
 _AT_ONCE: Final = 8
 _MAX_SERIES: Final = 2**14
+_MAX_INSTANCES: Final = 2**17
 _MAX_LIST: Final = 2**26
 #: What servers answer that can't search.
 _NO_SEARCH: Final = frozenset({400, 404, 405, 406, 501})
@@ -77,20 +78,37 @@ def _build_series(
 
 def _read_instances(retriever: Retriever, resource: ResourceUrl) -> tuple[list[Instance], list[_Failed]]:
     """Return the instances that the metadata of a series, study or instance describe."""
-    items = {
-        _locate(resource, item, retriever.transport.host): item for item in retriever.read_metadata(resource)
-    }
-    if not items:
-        raise ReadError(f"{retriever.transport.host} has no instances of {resource.path}")
     instances: list[Instance] = []
     failed: list[_Failed] = []
-    work = ordered_map(lambda pair: _read_instance(retriever, *pair), items.items(), _AT_ONCE)
-    for (where, _), found in zip(items.items(), work, strict=True):
+    for remote, found in ordered_map(_read_instance, _list_remote(retriever, resource), _AT_ONCE):
         if isinstance(found, MedimgError):
-            failed.append((where.url, found))
+            failed.append((remote.resource.url, found))
         else:
             instances.append(found)
+    if not instances and not failed:
+        raise ReadError(f"{retriever.transport.host} has no instances of {resource.path}")
     return instances, failed
+
+
+def _list_remote(retriever: Retriever, resource: ResourceUrl) -> Iterator[tuple[RemoteInstance, JsonObject]]:
+    """Yield the instances that metadata describe, each once; ReadError if two are one with other metadata."""
+    host = retriever.transport.host
+    digests: dict[str, str] = {}
+    count = 0
+    for item in retriever.read_metadata(resource):
+        remote = RemoteInstance.from_metadata(retriever, _locate(resource, item, host), item)
+        known = digests.setdefault(remote.resource.path, remote.digest)
+        if known != remote.digest:
+            raise ReadError(
+                f"{host} gives different metadata of one instance, {remote.resource.path}; remove one of "
+                "them from the server"
+            )
+        if len(digests) == count:
+            continue
+        count += 1
+        if count > _MAX_INSTANCES:
+            raise ReadError(f"{resource.path} has more than {_MAX_INSTANCES} instances; it is not read")
+        yield remote, item
 
 
 def _locate(resource: ResourceUrl, item: JsonObject, host: str) -> ResourceUrl:
@@ -102,23 +120,26 @@ def _locate(resource: ResourceUrl, item: JsonObject, host: str) -> ResourceUrl:
     return resource.in_series(resource.series or series).in_instance(resource.instance or uid)
 
 
-def _read_instance(retriever: Retriever, where: ResourceUrl, item: JsonObject) -> Instance | MedimgError:
+def _read_instance(
+    described: tuple[RemoteInstance, JsonObject],
+) -> tuple[RemoteInstance, Instance | MedimgError]:
     """Return an instance, or the error that says why it is none."""
-    remote = RemoteInstance.from_metadata(retriever, where, item)
+    remote, item = described
+    where = remote.resource
     blob = Blob(where.url, remote=remote)
     try:
         # without the file, which may be needed only for its private sequences
         if not get_json_value(item, "00280010"):
             raise NotAnImageError(f"{where.url} is a DICOM object without pixels")
-        return read_instance(blob, make_header(item, ALL_HEADER_TAGS, retriever.read_bulk))
+        return remote, read_instance(blob, make_header(item, ALL_HEADER_TAGS, remote.retriever.read_bulk))
     except NotAnImageError as error:
-        return error
+        return remote, error
     except ServerAnswerError:
         raise
     except MedimgError as error:
         if isinstance(error, ConnectionError | TimeoutError):
             raise
-        return error if where.url in str(error) else type(error)(f"{where.url}: {error}")
+        return remote, error if where.url in str(error) else type(error)(f"{where.url}: {error}")
 
 
 def load_one(retriever: Retriever, resource: ResourceUrl) -> Series:

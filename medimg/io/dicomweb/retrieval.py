@@ -20,19 +20,22 @@ from medimg.io.dicomweb.dicom_json import (
     get_json_value,
     has_lost_backslashes,
     has_nested_bulk,
-    parse_json,
+    iterate_json,
 )
-from medimg.io.dicomweb.multipart import Part, parse_parts
+from medimg.io.dicomweb.frame_retrieval import FrameLayout, FrameRetriever
+from medimg.io.dicomweb.multipart import fetch_parts
 from medimg.io.dicomweb.service_url import join_url
 from medimg.io.dicomweb.transport import ServerAnswerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from medimg.io.dicomweb.dicom_json import JsonObject
     from medimg.io.dicomweb.file_cache import FileCache
+    from medimg.io.dicomweb.frame_retrieval import Frame
+    from medimg.io.dicomweb.multipart import Part
     from medimg.io.dicomweb.service_url import ResourceUrl
-    from medimg.io.dicomweb.transport import Answer, Transport
+    from medimg.io.dicomweb.transport import Transport
 
 __all__ = ["JSON", "RemoteInstance", "Retriever", "make_header"]
 
@@ -64,6 +67,7 @@ class Retriever:
         self._metadata: OrderedDict[str, bytes] = OrderedDict()
         self._kept = 0
         self._syntax = _AS_STORED
+        self._frames = FrameRetriever(self.transport, self._cache)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"transport": self.transport, "_cache": self._cache}
@@ -72,16 +76,16 @@ class Retriever:
         self.__dict__.update(state)
         self._start()
 
-    def read_metadata(self, resource: ResourceUrl) -> list[JsonObject]:
-        """Return the metadata of the instances of a series or study, or of one instance."""
+    def read_metadata(self, resource: ResourceUrl) -> Iterator[JsonObject]:
+        """Yield the metadata of the instances of a series or study, or of one instance."""
         answer = self.transport.get(f"{resource.path}/metadata", JSON, most=_MAX_METADATA, compressed=True)
-        items = parse_json(answer.body, f"the metadata that {self.transport.host} gives of {resource.path}")
-        for item in items:
+        what = f"the metadata that {self.transport.host} gives of {resource.path}"
+        for item in iterate_json(answer.body, what):
             for element in item.values():
                 uri = element.get("BulkDataURI") if isinstance(element, dict) else None
                 if isinstance(uri, str):
                     element["BulkDataURI"] = join_url(f"{resource.url}/metadata", uri)
-        return items
+            yield item
 
     def keep_metadata(self, resource: ResourceUrl, text: str) -> None:
         """Keep the metadata of an instance, as JSON, for a while: its other attributes may be asked for."""
@@ -112,8 +116,7 @@ class Retriever:
 
     def read_bulk(self, uri: str) -> bytes:
         """Return a value that is not in the metadata."""
-        answer = self.transport.get_bulk(uri, _BULK, most=_MAX_BULK, check=_check_whole)
-        parts = parse_parts(answer)
+        parts = fetch_parts(lambda check: self.transport.get_bulk(uri, _BULK, most=_MAX_BULK, check=check))
         if len(parts) != 1:
             raise ReadError(f"{self.transport.host} answers with {len(parts)} parts of bulk data; expected 1")
         return bytes(parts[0].data)
@@ -128,6 +131,14 @@ class Retriever:
         if self._cache is not None:
             self._cache.store(key, data)
         return data
+
+    def read_frames(
+        self, resource: ResourceUrl, layout: FrameLayout, digest: str, numbers: Sequence[int]
+    ) -> list[Frame] | None:
+        """Return frames of an instance; None if its file has to be read, or is in the cache."""
+        if self._cache is not None and self._cache.holds((resource.url, digest)):
+            return None
+        return self._frames.read(resource, layout, digest, numbers)
 
     def _fetch_file(self, resource: ResourceUrl, most: int) -> memoryview:
         try:
@@ -147,17 +158,13 @@ class Retriever:
             return part.data
 
     def _fetch_part(self, resource: ResourceUrl, most: int, syntax: str) -> Part:
-        answer = self.transport.get(resource.path, _FILE.format(syntax), most=most, check=_check_whole)
-        parts = parse_parts(answer)
+        accept = _FILE.format(syntax)
+        parts = fetch_parts(lambda check: self.transport.get(resource.path, accept, most=most, check=check))
         if len(parts) != 1:
             raise ReadError(
                 f"{self.transport.host} answers with {len(parts)} files for {resource.path}; expected 1"
             )
         return parts[0]
-
-
-def _check_whole(answer: Answer) -> None:
-    parse_parts(answer)
 
 
 def _find_syntax(data: memoryview) -> str | None:
@@ -190,13 +197,15 @@ class RemoteInstance:
     resource: ResourceUrl
     most: int
     digest: str  # of the metadata: files cached under another one are not used
+    layout: FrameLayout | None = None  # of frames that can be read apart from the file
 
     @classmethod
     def from_metadata(cls, retriever: Retriever, resource: ResourceUrl, item: JsonObject) -> RemoteInstance:
         """Return the instance that metadata describe."""
         text = json_text(item)
         retriever.keep_metadata(resource, text)
-        return cls(retriever, resource, find_largest_size(item), content_hash(text))
+        layout = FrameLayout.from_metadata(item)
+        return cls(retriever, resource, find_largest_size(item), content_hash(text), layout)
 
     def open(self) -> BinaryIO:
         """Fetch the file."""
@@ -206,12 +215,22 @@ class RemoteInstance:
         """Return the number of bytes; the file is fetched for it."""
         return self.open().seek(0, io.SEEK_END)
 
+    def identify(self) -> str:
+        """Return a digest of its URL and metadata: pixels do not change under a SOP Instance UID."""
+        return content_hash([self.resource.url, self.digest])
+
     def sibling(self, relative: str) -> None:
         """Return None: instances have no files beside them."""
 
     def read_header(self, tags: frozenset[int]) -> bytes | None:
         """Return the elements `tags` as a file without pixels; None if they are only in the whole file."""
         return make_header(self.retriever.find_metadata(self.resource), tags, self.retriever.read_bulk)
+
+    def read_frames(self, numbers: Sequence[int]) -> list[Frame] | None:
+        """Return transfer syntax and bytes of frames; None if they come with the file only."""
+        if self.layout is None:
+            return None
+        return self.retriever.read_frames(self.resource, self.layout, self.digest, numbers)
 
 
 def make_header(item: JsonObject, tags: frozenset[int], read_bulk: Callable[[str], bytes]) -> bytes | None:

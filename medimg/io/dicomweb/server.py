@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -209,8 +210,9 @@ class DicomWebServer:
         Raises
         ------
         StoreError
-            If an instance was not stored and `on_error` is "raise"; its ``result`` has what was. Instances
-            that the server has already may be sent again.
+            If an instance was not stored and `on_error` is "raise"; its ``result`` has what was. It is a
+            ``ConnectionError`` or ``TimeoutError``, too, if the server failed, and a ``PermissionError`` if
+            it does not accept the credentials. Instances that the server has already may be sent again.
         ReadError
             If the source does not exist.
 
@@ -250,6 +252,7 @@ def dicomweb(
     auth: tuple[str, str] | Callable[..., object] | None = None,
     token: Callable[[], str] | None = None,
     verify: bool | str | os.PathLike[str] = True,
+    cert: str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
     timeout: float = 60.0,
     retries: int = 4,
     cache: str | os.PathLike[str] | None = None,
@@ -276,7 +279,10 @@ def dicomweb(
         and again when the server refuses the token (401).
     verify : bool, str or Path
         Path of the certificates of the authorities (CA) that the server's is verified by, a file or folder;
-        True for those of the system's or certifi's. It can't be switched off.
+        True for those that ``REQUESTS_CA_BUNDLE`` names, else certifi's. It can't be switched off.
+    cert : str, Path or pair of these, optional
+        Certificate of this client (mutual TLS), a PEM file with its private key, or the paths of both. The
+        key must not be encrypted.
     timeout : float
         Seconds that the server may be silent. A request that fails is repeated only as long as no more than
         this time has passed.
@@ -309,6 +315,8 @@ def dicomweb(
     Credentials are sent to this host alone, not to others that it redirects to. They are in no repr, message
     or file; a pickle, as worker processes get it, has them.
 
+    Proxies are those of the environment: ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY``.
+
     Examples
     --------
     >>> import medimg
@@ -323,6 +331,7 @@ def dicomweb(
         base,
         credentials,
         verify=_check_verify(verify),
+        cert=_check_cert(cert),
         timeout=check_number("timeout", timeout, above=0, error=ReadError),
         retries=check_whole_number("retries", retries, least=0, most=20, error=ReadError),
     )
@@ -394,4 +403,37 @@ def _check_verify(verify: object) -> bool | str:
     path = Path(verify)
     if not path.exists():
         raise ReadError(f"verify: there is no file or folder {path}")
+    if path.is_file():
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        except OSError:
+            raise ReadError(f"verify: {path} holds no certificate; expected a PEM file") from None
     return str(path)
+
+
+def _check_cert(cert: object) -> str | tuple[str, str] | None:
+    if cert is None:
+        return None
+    paths = [cert] if not isinstance(cert, Sequence) or isinstance(cert, str) else list(cert)
+    names = [str(path) for path in paths if isinstance(path, str | os.PathLike)]
+    if not 1 <= len(names) <= 2 or len(names) < len(paths):
+        raise ReadError("cert must be a path, or the paths of a certificate and of its private key")
+    for name in names:
+        if not Path(name).is_file():
+            raise ReadError(f"cert: there is no file {name}")
+
+    def refuse() -> str:
+        # OpenSSL would ask for it on the terminal
+        raise ReadError(f"cert: the private key in {names[-1]} is encrypted; save it without a password")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(
+            names[0], names[1] if names[1:] else None, refuse
+        )
+    except ReadError:
+        raise
+    except OSError:
+        raise ReadError(
+            f"cert: {names[0]} and its private key can't be used; expected PEM files that belong together"
+        ) from None
+    return names[0] if len(names) == 1 else (names[0], names[1])

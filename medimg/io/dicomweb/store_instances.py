@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from medimg._public import set_module
-from medimg.errors import MedimgError, ReadError, StoreError
+from medimg.errors import MedimgError, ReadError, StoreError, also
 from medimg.io.dicom.header.attributes import get_identifier, quiet_pydicom
 from medimg.io.dicom.header.open import open_dataset, to_tags
 from medimg.io.dicomweb.dicom_json import get_json_number, get_json_value, parse_json
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     from medimg.io.dicomweb.dicom_json import JsonObject
     from medimg.io.dicomweb.transport import Answer, Transport
 
-__all__ = ["FailedInstance", "StoreResult", "store_files"]
+__all__ = ["PRESENT", "FailedInstance", "StoreResult", "store_files"]
+
+#: Failure Reason of an instance that the server has already.
+PRESENT: Final = 0x0111
+
+Cause: TypeAlias = Literal["server", "credentials", "refused", "unconfirmed"]
 
 #: Files of one request, and their bytes.
 _MAX_FILES: Final = 64
@@ -35,12 +40,14 @@ _MAX_BYTES: Final = 2**26
 _MAX_ANSWER: Final = 2**24
 #: Answers that can be due to one file of several, or to their size.
 _REFUSED: Final = frozenset({400, 413, 415, 422, 500})
+#: Answers that say nothing about what was sent: too many requests, and those of servers that fail.
+_FAILING: Final = frozenset({429, *range(500, 600)})
 _PIECE: Final = 2**20
 _TAGS: Final = to_tags("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 #: Failure Reason (0008,1197): PS3.4 B.2.3 and PS3.7 annex C.
 _REASONS: Final = {
     0x0110: "processing failure",
-    0x0111: "the server has an instance of this UID already",
+    PRESENT: "the server has an instance of this UID already",
     0x0112: "no such object instance",
     0x0117: "invalid object instance",
     0x0122: "the server does not store this SOP class",
@@ -53,6 +60,9 @@ _REASONS: Final = {
     0xC000: "the server can't understand the file",
     0xC122: "the server does not accept this transfer syntax",
 }
+_NOT_AUTHORIZED: Final = 0x0124
+#: Resource limitation, and out of resources with its variants.
+_NO_RESOURCES: Final = frozenset({0x0213, *range(0xA700, 0xA800)})
 
 
 @set_module("medimg")
@@ -71,12 +81,18 @@ class FailedInstance:
         Reason that the server, or reading the file, gives.
     code : int
         Failure Reason (0008,1197); 0 if the server gives none.
+    cause : {"server", "credentials", "refused", "unconfirmed"}
+        "server": it can't be reached, fails (429, 5xx), or has no resources left: send it again later.
+        "credentials": it does not accept them, or they give no right to store. "refused": it refuses the
+        instance, or the file can't be read: sending it again changes nothing. "unconfirmed": it does not say
+        what became of it.
     """
 
     source: str
     sop_instance_uid: str = field(repr=False)
     reason: str
     code: int = 0
+    cause: Cause = "refused"
 
 
 @set_module("medimg")
@@ -109,11 +125,11 @@ class StoreResult:
         Returns
         -------
         pandas.DataFrame
-            Columns ``source``, ``sop_instance_uid``, ``code`` and ``reason``.
+            Columns ``source``, ``sop_instance_uid``, ``code``, ``cause`` and ``reason``.
         """
         import pandas as pd
 
-        columns = ["source", "sop_instance_uid", "code", "reason"]
+        columns = ["source", "sop_instance_uid", "code", "cause", "reason"]
         rows = [[getattr(one, name) for name in columns] for one in self.failed]
         return pd.DataFrame(rows, columns=columns)
 
@@ -154,16 +170,34 @@ def store_files(transport: Transport, source: object, *, study: str | None, coll
                 changed += result.changed
                 failed += result.failed
                 continue
-        failed += [FailedInstance(one.blob.name, one.uid, f"not sent: {error}") for one in batch]
+        cause = _find_cause(error)
+        failed += [FailedInstance(one.blob.name, one.uid, f"not sent: {error}", 0, cause) for one in batch]
     result = StoreResult(tuple(stored), tuple(failed), tuple(changed))
     if failed and not collects:
         first = failed[0]
-        raise StoreError(
+        raise _find_error_type(failed, error)(
             f"{len(failed)} of {len(failed) + len(stored)} instances were not stored on {transport.host}, "
             f'the first: {first.source}: {first.reason}; pass on_error="collect" for the list of all',
             result,
         )
     return result
+
+
+def _find_cause(error: MedimgError) -> Cause:
+    """Return why what was being sent when an error was raised is not stored."""
+    if isinstance(error, PermissionError):
+        return "credentials"
+    status = error.status if isinstance(error, ServerAnswerError) else 0
+    if isinstance(error, ConnectionError | TimeoutError | EOFError) or status in _FAILING:
+        return "server"
+    return "refused" if status else "unconfirmed"
+
+
+def _find_error_type(failed: Sequence[FailedInstance], error: MedimgError | None) -> type[StoreError]:
+    causes = {one.cause for one in failed}
+    if "server" in causes:
+        return also(StoreError, TimeoutError if isinstance(error, TimeoutError) else ConnectionError)
+    return also(StoreError, PermissionError) if "credentials" in causes else StoreError
 
 
 def _make_batches(
@@ -210,7 +244,8 @@ def _store_some(transport: Transport, path: str, batch: Sequence[_File]) -> Stor
         if error.status not in _REFUSED:
             raise
         if len(batch) == 1:
-            return StoreResult((), (FailedInstance(batch[0].blob.name, batch[0].uid, str(error)),))
+            only = FailedInstance(batch[0].blob.name, batch[0].uid, str(error), 0, _find_cause(error))
+            return StoreResult((), (only,))
     half = len(batch) // 2
     one, other = (_store_some(transport, path, part) for part in (batch[:half], batch[half:]))
     return StoreResult(one.stored + other.stored, one.failed + other.failed, one.changed + other.changed)
@@ -232,12 +267,13 @@ def _parse_answer(answer: Answer, batch: Sequence[_File], host: str) -> StoreRes
     for file in batch:
         if file.uid in refused:
             code = get_json_number(refused[file.uid], "00081197") or 0
-            failed.append(FailedInstance(file.blob.name, file.uid, _explain(code), code))
-        elif file.uid not in stored:
-            title = HTTPStatus(answer.status).phrase
             failed.append(
-                FailedInstance(file.blob.name, file.uid, f"the server does not confirm it ({title})")
+                FailedInstance(file.blob.name, file.uid, _explain(code), code, _find_code_cause(code))
             )
+        elif file.uid not in stored:
+            reason = f"the server does not confirm it ({HTTPStatus(answer.status).phrase})"
+            cause: Cause = "refused" if answer.status == HTTPStatus.CONFLICT else "unconfirmed"
+            failed.append(FailedInstance(file.blob.name, file.uid, reason, 0, cause))
     kept = [file.uid for file in batch if file.uid in stored and file.uid not in refused]
     changed = [uid for uid in kept if get_json_value(stored[uid], "00081196") not in ("", "0")]
     return StoreResult(tuple(dict.fromkeys(kept)), tuple(failed), tuple(dict.fromkeys(changed)))
@@ -250,6 +286,12 @@ def _list_items(item: JsonObject, tag: str) -> Iterator[tuple[str, JsonObject]]:
     for one in values if isinstance(values, list) else ():
         if isinstance(one, dict):
             yield get_json_value(one, "00081155"), one
+
+
+def _find_code_cause(code: int) -> Cause:
+    if code in _NO_RESOURCES:
+        return "server"
+    return "credentials" if code == _NOT_AUTHORIZED else "refused"
 
 
 def _explain(code: int) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import requests.adapters
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from medimg.io.dicomweb.query_filter import hide_queries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,10 +66,26 @@ class _TlsPool(HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
 
+_POOLS: Final = {"http": _PlainPool, "https": _TlsPool}
+
+
 class TimedAdapter(requests.adapters.HTTPAdapter):
-    """Adapter of requests for such connections."""
+    """Adapter of requests for such connections, whose queries are not logged."""
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         """Make the pools."""
         super().init_poolmanager(*args, **options)
-        self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
+        self.poolmanager.pool_classes_by_scheme = dict(_POOLS)
+
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        """Return the pools of a proxy."""
+        manager = super().proxy_manager_for(proxy, **options)
+        # those of SOCKS have connections of their own
+        if not proxy.lower().startswith("socks"):
+            manager.pool_classes_by_scheme = dict(_POOLS)
+        return manager
+
+    def send(self, *args: Any, **options: Any) -> requests.Response:
+        """Send a request."""
+        with hide_queries():
+            return super().send(*args, **options)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 from urllib.parse import quote, urlencode
 
 from medimg.errors import MedimgError, MedimgWarning, MissingDependencyError, ReadError, also
+from medimg.io.dicomweb.connection_errors import explain_error
 from medimg.io.dicomweb.service_url import find_origin, is_loopback, join_url
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class Transport:
         credentials: Credentials,
         *,
         verify: bool | str = True,
+        cert: str | tuple[str, str] | None = None,
         timeout: float = 60.0,
         retries: int = 4,
     ) -> None:
@@ -134,6 +136,7 @@ class Transport:
         self._origin = origin
         self._credentials = credentials
         self._verify = verify
+        self._cert = cert
         self._timeout = timeout
         self._retries = retries
         self._start()
@@ -146,7 +149,7 @@ class Transport:
         self._netrc: tuple[str, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_base", "_origin", "_credentials", "_verify", "_timeout", "_retries")
+        kept = ("_base", "_origin", "_credentials", "_verify", "_cert", "_timeout", "_retries")
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -252,7 +255,6 @@ class Transport:
         return target
 
     def _send_once(self, call: _Call, url: str, token: str | None, *, is_own: bool) -> Answer:
-        requests = _import_requests()
         headers = dict(call.headers)
         auth: Any = _keep_request
         if is_own:
@@ -272,6 +274,7 @@ class Transport:
                 stream=True,
                 allow_redirects=False,
                 verify=self._verify,
+                cert=self._cert if is_own else None,
                 timeout=(min(_CONNECT_S, self._timeout), self._timeout),
             ) as response:
                 body = self._read_body(response, call)
@@ -279,7 +282,17 @@ class Transport:
         except MedimgError:
             raise
         except Exception as error:
-            raise self._explain(error, call, requests) from None
+            failure, is_transient = explain_error(
+                error,
+                host=self.host,
+                name=call.name,
+                timeout=self._timeout,
+                has_cert=self._cert is not None,
+            )
+            # what was stored may have arrived
+            if is_transient and (call.method == "GET" or not isinstance(failure, TimeoutError)):
+                raise _TransientError(failure) from None
+            raise failure from None
         if answer.status == HTTPStatus.OK and not body and not _FRAMING & {n.lower() for n in answer.headers}:
             # headers that break off pass for whole ones, and nothing for an empty result
             raise _TransientError(
@@ -302,9 +315,11 @@ class Transport:
         from requests.utils import get_netrc_auth
 
         found = get_netrc_auth(self._base)
-        if found is not None:
-            self._warn_if_plain()
-        return found
+        if found is None:
+            return None
+        self._warn_if_plain()
+        # as auth= is; requests would take Latin-1
+        return tuple(part.encode() for part in found)
 
     def _warn_if_plain(self) -> None:
         scheme, host, _ = self._origin
@@ -367,35 +382,6 @@ class Transport:
         if status in _TRANSIENT:
             raise _TransientError(error, _parse_retry_after(answer.headers.get("Retry-After", "")))
         raise error
-
-    def _explain(self, error: Exception, call: _Call, requests: Any) -> Exception:
-        """Return our own error for one of a library, whose text may hold the URL's query."""
-        import http.client
-
-        import urllib3.exceptions as raw
-
-        if isinstance(error, requests.exceptions.SSLError | raw.SSLError):
-            return ReadError(
-                f"the certificate of {self.host} can't be verified; pass verify=, the path of the "
-                "certificate of its authority (CA)"
-            )
-        if isinstance(error, requests.exceptions.Timeout | raw.TimeoutError | TimeoutError):
-            failure: MedimgError = also(ReadError, TimeoutError)(
-                f"{self.host} does not answer {call.name} within {self._timeout:g} s"
-            )
-            # what was stored may have arrived
-            return _TransientError(failure) if call.method == "GET" else failure
-        if isinstance(error, requests.exceptions.ContentDecodingError | raw.DecodeError):
-            return ReadError(f"{self.host} answers {call.name} with damaged compression")
-        lost = requests.exceptions.ConnectionError | requests.exceptions.ChunkedEncodingError | raw.HTTPError
-        if isinstance(error, lost | http.client.HTTPException | OSError):
-            return _TransientError(
-                also(ReadError, ConnectionError)(
-                    f"the connection to {self.host} failed or broke off ({type(error).__name__}) at "
-                    f"{call.name}; check that the server runs, and the network"
-                )
-            )
-        return ReadError(f"{call.name} can't be requested from {self.host} ({type(error).__name__})")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import posixpath
 import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast, runtime_checkable
 
 from medimg.errors import MedimgError, ReadError, also
 from medimg.io.files.decompress import (
@@ -19,7 +19,18 @@ from medimg.io.files.decompress import (
 from medimg.io.files.regular_file import explain_irregular, is_inside, is_regular_file
 from medimg.io.files.zip_archive import MAX_MEMBERS, Archive
 
-__all__ = ["Blob", "RemoteFile", "RemoteHeader", "as_blob", "list_zip_members"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "Blob",
+    "RemoteFile",
+    "RemoteFrames",
+    "RemoteHeader",
+    "VersionedFile",
+    "as_blob",
+    "list_zip_members",
+]
 
 
 class RemoteFile(Protocol):
@@ -44,6 +55,28 @@ class RemoteHeader(Protocol):
 
     def read_header(self, tags: frozenset[int]) -> bytes | None:
         """Return these elements as a file without pixels; None if they have to be read from the file."""
+        ...
+
+
+@runtime_checkable
+class RemoteFrames(Protocol):
+    """A remote DICOM file whose frames can be read apart from it."""
+
+    def read_frames(self, numbers: Sequence[int]) -> Sequence[tuple[str, memoryview]] | None:
+        """
+        Return transfer syntax and bytes of frames, counted from 0; None if the file has to be read.
+
+        The bytes are those of one frame: a codestream, or native little-endian pixels of exactly its size.
+        """
+        ...
+
+
+@runtime_checkable
+class VersionedFile(Protocol):
+    """A remote file of which another version is another file."""
+
+    def identify(self) -> str:
+        """Return a digest of where it is and of its version, for which nothing is read."""
         ...
 
 
@@ -90,6 +123,12 @@ class Blob:
         """The remote file, if its header can be read apart from its pixels."""
         found: object = self.remote
         return found if isinstance(found, RemoteHeader) else None
+
+    @property
+    def remote_frames(self) -> RemoteFrames | None:
+        """The remote file, if its frames can be read apart from it."""
+        found: object = self.remote
+        return found if isinstance(found, RemoteFrames) else None
 
     def unzipped(self) -> Blob:
         """Return the decompressed content of a gzip file."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from medimg.core.volume import Volume
 from medimg.data.resolved_source import ResolvedSource
-from medimg.errors import MedimgError, MedimgWarning, TrainingError
+from medimg.errors import MedimgError, MedimgWarning, TrainingError, also
 from medimg.io.series import Policies, Series
 from medimg.io.sources import is_buffer, is_one_source
 from medimg.models.data_checks import check_source
@@ -187,14 +187,16 @@ def _source_name(source: PredictSource, number: int) -> str:
     return f"<bytes {number}>" if is_buffer(source) else f"source {number}"
 
 
-def list_sources(sources: PredictSource | Iterable[PredictSource]) -> list[PredictSource]:
+def list_sources(
+    sources: PredictSource | Iterable[PredictSource], *, error: type[MedimgError] = TrainingError
+) -> list[PredictSource]:
     """Return one source or several as a list."""
     if is_one_source(sources):
         return [cast("PredictSource", sources)]
     given: object = sources
-    check_source(given, "predict", error=TrainingError)
+    check_source(given, "predict", error=error)
     if not isinstance(given, Iterable):
-        raise TrainingError(
+        raise also(error, TypeError)(
             f"can't predict on a {type(given).__name__}; expected a path, bytes, a file object, a Series, a "
             "Volume, an image of another library, or several"
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import highdicom as hd
 import numpy as np
+import pydicom
 import pytest
 
 import medimg
@@ -75,6 +76,39 @@ def test_a_single_image_needs_no_position(xray: Path, tmp_path: Path) -> None:
     path = tmp_path / "seg.dcm"
     result.save_as(path)
     np.testing.assert_array_equal(medimg.read(path).array[0], mask)
+
+
+def test_segments_have_colors(ct: Path, mask: np.ndarray[Any, Any], tmp_path: Path) -> None:
+    names: dict[int, str | Segment] = {1: Segment("lung", color=(10, 200, 30)), 7: "lesion"}
+    result = segmentation(mask, ct, names)
+    colors = [
+        hd.color.CIELabColor.from_dicom_value(one.RecommendedDisplayCIELabValue).to_rgb()
+        for one in result.SegmentSequence
+    ]
+    np.testing.assert_allclose(colors[0], (10, 200, 30), atol=1)
+    assert max(colors[1]) - min(colors[1]) > 100
+    assert complaints(result, tmp_path) == set()
+    other = segmentation(mask, ct, {1: Segment("lung", color=(10, 200, 31)), 7: "lesion"})
+    assert other.SOPInstanceUID != result.SOPInstanceUID
+    for color in ((1, 2), (1, 2, 256), (0.5, 0.5, 0.5), "red"):
+        with pytest.raises(ConversionError, match="red, green and blue"):
+            Segment("lung", color=color)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_viewers_find_what_they_need(ct: Path, mask: np.ndarray[Any, Any]) -> None:
+    result = segmentation(mask, ct, {1: "lung", 7: "lesion"})
+    sources = {one.SOPInstanceUID: one for one in map(pydicom.dcmread, ct.iterdir())}
+    source = next(iter(sources.values()))
+    assert result.FrameOfReferenceUID == source.FrameOfReferenceUID
+    (series,) = result.ReferencedSeriesSequence
+    assert series.SeriesInstanceUID == source.SeriesInstanceUID
+    assert {one.ReferencedSOPInstanceUID for one in series.ReferencedInstanceSequence} == set(sources)
+    for frame in result.PerFrameFunctionalGroupsSequence:
+        (derived,) = frame.DerivationImageSequence
+        (image,) = derived.SourceImageSequence
+        position = frame.PlanePositionSequence[0].ImagePositionPatient
+        assert position == sources[image.ReferencedSOPInstanceUID].ImagePositionPatient
+        assert frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber in {1, 2}
 
 
 def test_an_empty_mask_is_a_segmentation(ct: Path, tmp_path: Path) -> None:

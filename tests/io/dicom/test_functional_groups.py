@@ -588,7 +588,7 @@ def _load_transforms(path: Path, order: Sequence[int], views: type[Any]) -> list
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_multi_frame_reader, "FrameViews", views)
         found = read_instance(Blob(str(path)))
-        reader = MultiFrameReader(found, "rescaled", None, frames=len(order))
+        reader = MultiFrameReader(found, "rescaled", None, numbers=order)
         return [reader.load(found.frames[number]).transform for number in order]
 
 

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 import pydicom
+import pydicom.encaps
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
@@ -67,6 +68,41 @@ def make_slice(number: int, *, series: str = SERIES, study: str = STUDY, size: i
     return dataset
 
 
+def make_multi_frame(count: int, *, size: int = 16, number: int = 0) -> Dataset:
+    """A multi-frame CT of one instance, each frame with other pixels and a position of its own."""
+    dataset = make_slice(number, size=size)
+    shared, orientation, measures = Dataset(), Dataset(), Dataset()
+    orientation.ImageOrientationPatient = dataset.ImageOrientationPatient
+    measures.PixelSpacing, measures.SliceThickness = dataset.PixelSpacing, dataset.SliceThickness
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
+    dataset.SharedFunctionalGroupsSequence = [shared]
+    groups = []
+    for frame in range(count):
+        group, position = Dataset(), Dataset()
+        position.ImagePositionPatient = [0.1, -0.7, 1.5 * frame]
+        group.PlanePositionSequence = [position]
+        groups.append(group)
+    dataset.PerFrameFunctionalGroupsSequence = groups
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(dataset, name)
+    dataset.NumberOfFrames = count
+    pixels = np.random.default_rng(number).integers(0, 3000, (count, size, size), np.int16)
+    dataset.PixelData = pixels.tobytes()
+    dataset["PixelData"].VR = "OW"
+    return dataset
+
+
+def get_frame(dataset: Dataset, number: int) -> bytes:
+    """The bytes of a frame, counted from 1, as they are stored."""
+    count = int(dataset.NumberOfFrames)
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        frame: bytes = pydicom.encaps.get_frame(dataset.PixelData, number - 1, number_of_frames=count)
+        return frame
+    size = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated // 8
+    data: bytes = dataset.PixelData[size * (number - 1) : size * number]
+    return data
+
+
 def to_file(dataset: Dataset) -> bytes:
     buffer = io.BytesIO()
     pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
@@ -100,6 +136,7 @@ class FakePacs:
         self.misbehave = misbehave
         self.seen: list[Seen] = []
         self.stored: list[bytes] = []
+        self.sent = 0  # bytes of bodies
         self._encoded: dict[int, tuple[Dataset, bytes, str]] = {}
         pacs = self
 
@@ -150,7 +187,7 @@ class FakePacs:
         """Requests whose path has `end` in it; of whole instances without it."""
         if end:
             return sum(end in one.path for one in self.seen)
-        return sum("/instances/" in one.path and not one.path.endswith("/metadata") for one in self.seen)
+        return sum(one.path.split("/")[-2] == "instances" for one in self.seen)
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         parts = urlsplit(handler.path)
@@ -176,12 +213,15 @@ class FakePacs:
         handler.send_header("Content-Length", str(len(reply.body)))
         handler.end_headers()
         handler.wfile.write(reply.body)
+        self.sent += len(reply.body)
 
     def serve(self, seen: Seen) -> Reply:
         names = seen.path.strip("/").split("/")
         if seen.method == "POST":
             return self._store(seen)
         keys = {"studies": "StudyInstanceUID", "series": "SeriesInstanceUID", "instances": "SOPInstanceUID"}
+        if "frames" in names:
+            return self._serve_frames(names)
         is_metadata = names[-1] == "metadata"
         names = names[:-1] if is_metadata else names
         pairs = dict(zip(names[::2], names[1::2], strict=False))
@@ -193,6 +233,23 @@ class FakePacs:
         if is_metadata:
             return Reply(200, f"[{','.join(self._encode(d)[2] for d in found)}]".encode())
         return Reply(200, multipart(*(self._encode(d)[1] for d in found)), MULTIPART)
+
+    def _serve_frames(self, names: list[str]) -> Reply:
+        found = [d for d in self.datasets if d.SOPInstanceUID == names[5]]
+        numbers = [int(number) for number in names[-1].split(",")]
+        if not found or max(numbers) > found[0].get("NumberOfFrames", 1):
+            return Reply(404)
+        syntax = found[0].file_meta.TransferSyntaxUID
+        kind = "image/jls" if syntax.is_encapsulated else "application/octet-stream"
+        body = multipart(
+            *(get_frame(found[0], number) for number in numbers),
+            content_type=f"{kind}; transfer-syntax={syntax}",
+        )
+        return Reply(200, body, f'multipart/related; type="{kind}"; boundary={BOUNDARY}')
+
+    def forget(self) -> None:
+        """Encode datasets again that were changed, and forget what was sent."""
+        self._encoded.clear()
 
     def _encode(self, dataset: Dataset) -> tuple[Dataset, bytes, str]:
         """File and JSON of a dataset, made once: it must not be changed once it was served."""

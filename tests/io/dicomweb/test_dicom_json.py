@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
 from medimg.errors import ReadError
-from medimg.io.dicomweb.dicom_json import encode_header, has_lost_backslashes, parse_json
+from medimg.io.dicomweb import dicom_json
+from medimg.io.dicomweb.dicom_json import encode_header, has_lost_backslashes, iterate_json, parse_json
 
 
 def decode(item: dict[str, Any], tags: frozenset[int] | None = None) -> Dataset:
@@ -133,3 +134,47 @@ def test_yen_signs_are_noticed() -> None:
 def test_any_bytes_are_an_error_or_objects(data: bytes) -> None:
     with contextlib.suppress(ReadError):
         assert isinstance(parse_json(data, "it"), list)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    items=st.lists(st.dictionaries(st.text(max_size=3), JSON, max_size=3), max_size=6),
+    size=st.integers(1, 40),
+    indent=st.sampled_from([None, 0, 2]),
+)
+def test_long_lists_are_parsed_in_pieces(items: list[Any], size: int, indent: int | None) -> None:
+    data = json.dumps(items, indent=indent, ensure_ascii=False).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dicom_json, "_PIECE", size)
+        assert list(iterate_json(data, "it")) == items == parse_json(data, "it")
+        for cut in range(1, len(data)):
+            with pytest.raises(ReadError, match="not JSON"):
+                list(iterate_json(data[:cut], "it"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    data=st.binary(max_size=30) | st.text('[]{},: 1"a', max_size=20).map(str.encode), size=st.integers(1, 9)
+)
+def test_pieces_of_anything(data: bytes, size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dicom_json, "_PIECE", size)
+        found = expected = None
+        with contextlib.suppress(ReadError):
+            found = list(iterate_json(data, "it"))
+        with contextlib.suppress(ReadError):
+            expected = parse_json(data, "it")
+    assert found == expected
+
+
+def test_one_object_with_too_many_values_is_not_parsed() -> None:
+    data = b'[{"a": [' + b"[]," * (2**21) + b"[]]}]"
+    with pytest.raises(ReadError, match="JSON values for one instance"):
+        list(iterate_json(data, "it"))

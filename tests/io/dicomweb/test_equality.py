@@ -57,9 +57,9 @@ def by_frames(index: Iterable[medimg.Series]) -> dict[Key, medimg.Series]:
     return found
 
 
-def try_to_read(series: medimg.Series) -> medimg.Volume | str:
+def try_to_read(series: medimg.Series, slices: list[int] | None = None) -> medimg.Volume | str:
     try:
-        return series.read(on_missing="warn")
+        return series.read(slices, on_missing="warn")
     except MedimgError as error:
         return type(error).__name__
 
@@ -96,13 +96,15 @@ def test_volumes_equal_those_of_files(
             local = by_frames(medimg.scan(kept))
             remote = by_frames(series for study in studies for series in server.scan(study))
             for key, series in local.items():
-                expected = try_to_read(series)
-                found = try_to_read(remote[key])
-                if isinstance(expected, str) or isinstance(found, str):
-                    assert expected == found, series.path
-                else:
-                    check_equal(found, expected)
-                    compared += 1
+                # one slice of a multi-frame file may come without it
+                for slices in (None, [series.shape[1] // 2]):
+                    expected = try_to_read(series, slices)
+                    found = try_to_read(remote[key], slices)
+                    if isinstance(expected, str) or isinstance(found, str):
+                        assert expected == found, series.path
+                    else:
+                        check_equal(found, expected)
+                        compared += 1
                 np.testing.assert_array_equal(series.affine, remote[key].affine)
                 assert (series.modality, series.shape) == (remote[key].modality, remote[key].shape)
                 assert series.frame_times == remote[key].frame_times

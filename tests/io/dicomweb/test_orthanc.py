@@ -7,11 +7,11 @@ import time
 
 import numpy as np
 import pytest
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 import medimg
 from medimg.errors import ReadError
-from tests.io.dicomweb.fake_pacs import SERIES, STUDY, make_slice, to_file
+from tests.io.dicomweb.fake_pacs import SERIES, STUDY, make_multi_frame, make_slice, to_file
 from tests.orthanc import PASSWORD, USER, Orthanc
 
 
@@ -70,6 +70,22 @@ def test_it_agrees_with_dicomweb_client(filled: medimg.DicomWebServer, orthanc: 
         np.testing.assert_array_equal(volume.array[0, number], dataset.pixel_array.astype(int) - 1024)
 
 
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEGLSLossless])
+def test_frames_are_read_without_their_file(
+    server: medimg.DicomWebServer, syntax: UID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medimg.io.dicomweb.retrieval import Retriever
+
+    dataset = make_multi_frame(30)
+    if syntax.is_encapsulated:
+        dataset.compress(syntax)
+    server.store(dataset)
+    expected = medimg.scan([to_file(dataset)])[0].read([3, 7, 28])
+    series = server.search()[0]
+    monkeypatch.setattr(Retriever, "_fetch_file", None)
+    assert series.read([3, 7, 28]).array.tobytes() == expected.array.tobytes()
+
+
 def test_killed_in_mid_series(
     filled: medimg.DicomWebServer, orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +116,35 @@ def test_killed_in_mid_series(
     orthanc.start()
     expected = medimg.read([to_file(make_slice(number, size=64)) for number in range(24)])
     assert series.read().array.tobytes() == expected.array.tobytes()
+
+
+def test_killed_between_frames(
+    server: medimg.DicomWebServer, orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medimg.io.dicomweb.retrieval import Retriever
+
+    dataset = make_multi_frame(60)
+    server.store(dataset)
+    medimg.dicomweb(orthanc.url, auth=(USER, PASSWORD), timeout=5, retries=2)
+    series = medimg.scan(f"{orthanc.url}/studies/{STUDY}")[0]
+    read = Retriever.read_frames
+    lock, count = threading.Lock(), 0
+
+    def read_and_kill(self: Retriever, *args: object) -> object:
+        nonlocal count
+        with lock:
+            count += 1
+            if count == 3:
+                orthanc.kill()
+        return read(self, *args)  # type: ignore[arg-type]  # of any kind
+
+    monkeypatch.setattr(Retriever, "read_frames", read_and_kill)
+    with pytest.raises(ConnectionError, match=r"connection to 127.0.0.1 failed .*/frames/"):
+        series.read(list(range(30)))
+    monkeypatch.undo()
+    orthanc.start()
+    expected = medimg.scan([to_file(dataset)])[0].read(list(range(30)))
+    assert series.read(list(range(30))).array.tobytes() == expected.array.tobytes()
 
 
 def test_started_again_while_it_is_read(filled: medimg.DicomWebServer, orthanc: Orthanc) -> None:

@@ -10,6 +10,7 @@ import pickle
 import stat
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -66,6 +67,19 @@ class TestReading:
         assert {one.path.rpartition(".")[2] for one in pacs.seen[-3:]} == {"8", "151", "300"}
         expected = [make_slice(number).pixel_array.astype(np.int16) - 1024 for number in (7, 150, 299)]
         np.testing.assert_array_equal(found.array[0], expected)
+
+    def test_metadata_of_many_instances_are_parsed_in_pieces(
+        self, pacs: FakePacs, server: medimg.DicomWebServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("medimg.io.dicomweb.dicom_json._PIECE", 2**12)
+        monkeypatch.setattr("medimg.io.dicomweb.dicom_json._MAX_NODES", 2**10)
+        pacs.datasets = [make_slice(number) for number in range(300)]
+        series = medimg.scan(pacs.series_url)[0]
+        assert series.shape == (1, 300, 8, 8)
+        assert series.read([7, 150]).array.tobytes() == read_files(pacs).array[:, [7, 150]].tobytes()
+        monkeypatch.setattr("medimg.io.dicomweb.remote_series._MAX_INSTANCES", 299)
+        with pytest.raises(ReadError, match="more than 299 instances"):
+            medimg.scan(pacs.series_url)
 
     def test_all_equal_the_files(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
         expected = read_files(pacs)
@@ -423,6 +437,63 @@ class TestStore:
         assert len(result.failed) == 36
         assert result.failed[0].reason.startswith("not sent: 127.0.0.1 answers 503")
 
+    @pytest.mark.parametrize(
+        ("reply", "builtin", "cause"),
+        [
+            (True, ConnectionError, "server"),
+            (Reply(503), ConnectionError, "server"),
+            (Reply(500), ConnectionError, "server"),
+            (Reply(507), ConnectionError, "server"),
+            (Reply(429), ConnectionError, "server"),
+            (0xA700, ConnectionError, "server"),
+            (0x0213, ConnectionError, "server"),
+            (Reply(401), PermissionError, "credentials"),
+            (Reply(403), PermissionError, "credentials"),
+            (0x0124, PermissionError, "credentials"),
+            (Reply(400), None, "refused"),
+            (Reply(404), None, "refused"),
+            (Reply(409), None, "refused"),
+            (Reply(413), None, "refused"),
+            (0x0110, None, "refused"),
+            (0xA900, None, "refused"),
+            (Reply(200), None, "unconfirmed"),
+            (Reply(200, b"<html>"), None, "unconfirmed"),
+        ],
+    )
+    def test_errors_tell_what_to_do(
+        self, pacs: FakePacs, reply: Reply | bool | int, builtin: type[Exception] | None, cause: str
+    ) -> None:
+        if not isinstance(reply, Reply | bool):
+            reference = {
+                "00081155": {"vr": "UI", "Value": [f"{SERIES}.1"]},
+                "00081197": {"vr": "US", "Value": [reply]},
+            }
+            answer = json.dumps([{"00081198": {"vr": "SQ", "Value": [reference]}}])
+            reply = Reply(409, answer.encode())
+        pacs.misbehave = lambda *_: reply
+        server = medimg.dicomweb(pacs.url, retries=0, timeout=5)
+        with pytest.raises(StoreError) as raised:
+            server.store(make_slice(0))
+        assert raised.value.causes == {cause}
+        for one in (ConnectionError, TimeoutError, PermissionError):
+            assert isinstance(raised.value, one) == (one is builtin)
+        copy = pickle.loads(pickle.dumps(raised.value))
+        assert (type(copy), copy.result) == (type(raised.value), raised.value.result)
+        result = server.store([make_slice(0)], on_error="collect")
+        assert [one.cause for one in result.failed] == [cause]
+        assert result.to_pandas().cause.tolist() == [cause]
+
+    def test_a_silent_server_is_a_time_out(self, pacs: FakePacs) -> None:
+        def wait(*_: object) -> bool:
+            time.sleep(2)
+            return True
+
+        pacs.misbehave = wait
+        with pytest.raises(TimeoutError) as raised:
+            medimg.dicomweb(pacs.url, retries=0, timeout=0.5).store(make_slice(0))
+        assert isinstance(raised.value, StoreError)
+        assert raised.value.causes == {"server"}
+
     def test_it_is_repeated_after_503(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
         pacs.misbehave = lambda *_: Reply(503) if len(pacs.seen) == 1 else None
         assert server.store(make_slice(0)).stored == (f"{SERIES}.1",)
@@ -477,6 +548,61 @@ class TestDatasets:
         absent = pd.DataFrame([(f"{pacs.url}/studies/1.9", "a")], columns=["url", "label"])
         with pytest.raises(MedimgError, match="404"):
             medimg.ImageDataset.from_csv(absent, path="url", label="label")
+
+    def test_cached_images_need_no_pixels(
+        self, pacs: FakePacs, server: medimg.DicomWebServer, tmp_path: Path
+    ) -> None:
+        torch = pytest.importorskip("torch")
+        pacs.datasets = pacs.datasets[:4]
+        recipe = medimg.Preprocess(size=32, window="percentile")
+        cache = medimg.ImageCache(tmp_path / "cache", dtype="float32")
+
+        def read(source: object = None) -> object:
+            sources = [source or pacs.series_url]
+            (found,) = medimg.iter_tensors(sources, recipe, cache=cache, workers=1, on_error="raise")
+            return found.tensor
+
+        first = read()
+        assert pacs.count() == 4
+        # another connection, and a series that a search listed
+        medimg.dicomweb(pacs.url, timeout=10)
+        assert torch.equal(read(), first)
+        assert torch.equal(read(server.search()[0]), first)
+        assert pacs.count() == 4
+        table = pd.DataFrame([(pacs.series_url, "a")], columns=["url", "label"])
+        data = medimg.ImageDataset.from_csv(table, path="url", label="label", preprocess=recipe, cache=cache)
+        assert torch.equal(data[2][0], first[2])  # type: ignore[index]  # a tensor
+        assert pacs.count() == 4
+        # other metadata are another image
+        pacs.datasets[1].SeriesDescription = "Changed"
+        pacs.forget()
+        read()
+        assert pacs.count() == 8
+
+    def test_cached_embeddings_need_no_pixels(
+        self, pacs: FakePacs, server: medimg.DicomWebServer, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("torch")
+        pacs.datasets = pacs.datasets[:3]
+        recipe = medimg.Preprocess(size=64, window="percentile")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = medimg.TransferClassifier("resnet18", classes=["a", "b"], weights=None, preprocess=recipe)
+            first, second = (
+                medimg.embed(model, [pacs.series_url], cache=tmp_path / "cache", progress=False)
+                for _ in range(2)
+            )
+        np.testing.assert_array_equal(first.array, second.array)
+        assert pacs.count() == 3
+
+    def test_caches_by_all_bytes_are_an_error(
+        self, pacs: FakePacs, server: medimg.DicomWebServer, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("torch")
+        cache = medimg.ImageCache(tmp_path / "cache", compare="bytes")
+        with pytest.raises(MedimgError, match='compare="samples"'):
+            list(medimg.iter_tensors([pacs.series_url], cache=cache, workers=1, on_error="raise"))
+        assert pacs.count() == 0
 
     def test_predict(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
         pytest.importorskip("torch")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import shutil
@@ -10,6 +11,7 @@ import ssl
 import subprocess
 import time
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -18,15 +20,20 @@ import pytest
 
 import medimg
 from medimg.errors import MedimgError, MedimgWarning, ReadError
+from medimg.io.dicomweb.multipart import parse_parts
+from medimg.io.dicomweb.transport import Answer
 from tests.io.dicomweb.fake_pacs import (
+    BOUNDARY,
     MULTIPART,
     SERIES,
+    STUDY,
     FakePacs,
     Reply,
     Seen,
     make_slice,
     multipart,
     to_file,
+    to_json,
 )
 
 SLICES = [make_slice(number) for number in range(4)]
@@ -44,6 +51,15 @@ def connect(pacs: FakePacs, **options: object) -> medimg.DicomWebServer:
 
 def is_instance(seen: Seen) -> bool:
     return "/instances/" in seen.path and not seen.path.endswith("metadata")
+
+
+def drip_headers(seen: Seen, handler: BaseHTTPRequestHandler) -> bool:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+    for _ in range(60):
+        handler.wfile.write(b"a")
+        handler.wfile.flush()
+        time.sleep(0.1)
+    return True
 
 
 class TestRetries:
@@ -93,6 +109,37 @@ class TestRetries:
             medimg.scan(pacs.series_url)
         assert time.monotonic() - start < 2.9
 
+    @pytest.mark.parametrize(
+        "stated", ["9" * 400, "1e9", "inf", "-3600", "Fri, 31 Dec 9999 23:59:59 GMT", "\xff", "soon", ""]
+    )
+    def test_any_retry_after_ends(self, pacs: FakePacs, stated: str) -> None:
+        pacs.misbehave = lambda *_: Reply(503, headers={"Retry-After": stated})
+        connect(pacs, retries=1)
+        start = time.monotonic()
+        with pytest.raises(ReadError, match="503"):
+            medimg.scan(pacs.series_url)
+        assert time.monotonic() - start < 2.9
+        assert len(pacs.seen) <= 2
+
+    @pytest.mark.parametrize("status", [400, 404, 500])
+    def test_what_a_server_says_of_its_error_is_not_quoted(self, pacs: FakePacs, status: int) -> None:
+        body = json.dumps({"Details": "Secret^Patient", "HttpStatus": status}).encode()
+        pacs.misbehave = lambda seen, _: (
+            Reply(status, body, "application/json") if is_instance(seen) else None
+        )
+        connect(pacs)
+        with pytest.raises(ReadError, match=f"answers {status}") as raised:
+            medimg.read(pacs.series_url)
+        assert "Secret" not in str(raised.value)
+
+    def test_an_error_with_a_status_of_success_is_no_file(self, pacs: FakePacs) -> None:
+        body = b'{"Details": "Secret^Patient", "HttpStatus": 500}'
+        pacs.misbehave = lambda seen, _: Reply(200, body, "application/json") if is_instance(seen) else None
+        connect(pacs)
+        with pytest.raises(ReadError, match="not a DICOM file") as raised:
+            medimg.read(pacs.series_url)
+        assert "Secret" not in str(raised.value)
+
     def test_a_refused_connection_is_an_error(self) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -136,15 +183,7 @@ class TestTime:
         assert time.monotonic() - start < 2.9
 
     def test_so_are_headers_that_arrive_by_drops(self, pacs: FakePacs) -> None:
-        def drip(seen: Seen, handler: BaseHTTPRequestHandler) -> bool:
-            handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
-            for _ in range(60):
-                handler.wfile.write(b"a")
-                handler.wfile.flush()
-                time.sleep(0.1)
-            return True
-
-        pacs.misbehave = drip
+        pacs.misbehave = drip_headers
         connect(pacs, timeout=0.5, retries=0)
         start = time.monotonic()
         with pytest.raises(TimeoutError):
@@ -194,6 +233,65 @@ class TestTruncation:
         with pytest.raises(EOFError, match="ends") as raised:
             medimg.read(pacs.series_url)
         assert isinstance(raised.value, ReadError)
+
+    @pytest.mark.parametrize("stated", [True, False])
+    def test_every_byte_of_a_multipart_is_needed(self, *, stated: bool) -> None:
+        parts = [b"first\r\n--part", b"", bytes(range(256))]
+        body = b""
+        for part in parts:
+            length = f"Content-Length: {len(part)}\r\n" if stated else ""
+            body += f"--{BOUNDARY}\r\nContent-Type: a/b; c=d\r\n{length}\r\n".encode() + part + b"\r\n"
+        body += f"--{BOUNDARY}--\r\n".encode()
+        headers = {"Content-Type": MULTIPART}
+        # the line break after the last boundary is no part of it
+        for cut in range(len(body) - 2):
+            with pytest.raises(EOFError, match="ends"):
+                parse_parts(Answer(200, headers, bytearray(body[:cut])))
+        for cut in range(len(body) - 2, len(body) + 1):
+            found = parse_parts(Answer(200, headers, bytearray(body[:cut])))
+            assert [bytes(part.data) for part in found] == parts
+            assert {part.content_type for part in found} == {"a/b; c=d"}
+
+    @pytest.mark.parametrize("boundary", ["boundary8", "boundary", "boundary7-", "oundary7"])
+    def test_another_boundary_than_stated(self, pacs: FakePacs, boundary: str) -> None:
+        stated = MULTIPART.replace(BOUNDARY, boundary)
+        pacs.misbehave = lambda seen, _: (
+            pacs.serve(seen)._replace(content_type=stated) if is_instance(seen) else None
+        )
+        connect(pacs, retries=1)
+        with pytest.raises(EOFError, match="ends"):
+            medimg.read(pacs.series_url)
+
+    def test_wrong_lengths_of_parts(self, pacs: FakePacs) -> None:
+        def lie(seen: Seen, _: BaseHTTPRequestHandler) -> Reply | None:
+            if not is_instance(seen):
+                return None
+            reply = pacs.serve(seen)
+            length = [b"0", b"7", b"9" * 30, b"-5"][pacs.count() % 4]
+            start = b"\r\nContent-Length: " + length + b"\r\nContent-Type"
+            return reply._replace(body=reply.body.replace(b"\r\nContent-Type", start, 1))
+
+        pacs.misbehave = lie
+        connect(pacs)
+        assert medimg.read(pacs.series_url).array.shape == (1, 4, 8, 8)
+
+    def test_a_body_shorter_than_declared(self, pacs: FakePacs) -> None:
+        def lie(seen: Seen, handler: BaseHTTPRequestHandler) -> bool | None:
+            if not is_instance(seen):
+                return None
+            body = pacs.serve(seen).body
+            handler.send_response(200)
+            handler.send_header("Content-Type", MULTIPART)
+            handler.send_header("Content-Length", str(len(body) + 1000))
+            handler.end_headers()
+            handler.wfile.write(body)
+            return True
+
+        pacs.misbehave = lie
+        connect(pacs, retries=1)
+        with pytest.raises(ConnectionError, match="broke off"):
+            medimg.read(f"{pacs.series_url}/instances/{SERIES}.1")
+        assert pacs.count() == 2
 
     def test_a_file_without_its_end_is_an_error(self, pacs: FakePacs) -> None:
         def cut(seen: Seen, _: BaseHTTPRequestHandler) -> Reply | None:
@@ -249,6 +347,36 @@ class TestBounds:
         with pytest.raises(ReadError, match="more than"):
             medimg.read(pacs.series_url)
 
+    @pytest.mark.parametrize(
+        ("encoding", "pack"),
+        [
+            ("gzip", lambda data: gzip.compress(data, 9)),
+            ("deflate", lambda data: zlib.compress(data, 9)),
+            ("gzip, gzip", lambda data: gzip.compress(gzip.compress(data, 9), 9)),
+        ],
+    )
+    def test_bombs_instead_of_files(
+        self, pacs: FakePacs, encoding: str, pack: Callable[[bytes], bytes]
+    ) -> None:
+        bomb = pack(bytes(2**29))
+        pacs.misbehave = lambda seen, _: (
+            Reply(200, bomb, MULTIPART, {"Content-Encoding": encoding}) if is_instance(seen) else None
+        )
+        self.check(pacs, "more than the .* bytes that it can sensibly have")
+
+    @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "x", "gzip," * 9 + "gzip"])
+    def test_other_encodings_than_stated(self, pacs: FakePacs, encoding: str) -> None:
+        pacs.misbehave = lambda seen, _: (
+            pacs.serve(seen)._replace(headers={"Content-Encoding": encoding}) if is_instance(seen) else None
+        )
+        connect(pacs, retries=0)
+        if encoding == "x":
+            # unknown ones are taken for none
+            assert medimg.read(pacs.series_url).array.shape == (1, 4, 8, 8)
+            return
+        with contextlib.suppress(ReadError):
+            assert medimg.read(pacs.series_url).array.shape == (1, 4, 8, 8)
+
     def test_declared_frames(self, pacs: FakePacs) -> None:
         bomb = make_slice(0)
         bomb.NumberOfFrames = 2**31 - 1
@@ -260,7 +388,8 @@ class TestBounds:
         [
             (b"[" * 10**5, "is not JSON"),
             (b'[{"00080005":' + b'{"vr":"SQ","Value":[' * 2000 + b"]}" * 2000 + b"}]", "is not JSON|levels|"),
-            (b"[" + b"{}," * (2**22 + 1) + b"{}]", "more than 4194304 JSON values"),
+            (b"[" + b"{}," * (2**22 + 1) + b"{}]", "invalid SOP Instance UID"),
+            (b'[{"00080018":[' + b"{}," * (2**22 + 1) + b"{}]}]", "more than 4194304 JSON values"),
             (b"<html>", "is not JSON"),
             (b"\xff\xfe", "is not JSON"),
             (b"7", "not a list of objects"),
@@ -293,8 +422,6 @@ class TestBounds:
 class TestOtherData:
     def test_metadata_of_another_series(self, pacs: FakePacs) -> None:
         other = make_slice(0, series="1.2.9")
-        from tests.io.dicomweb.fake_pacs import to_json
-
         pacs.misbehave = lambda *_: Reply(200, json.dumps([to_json(other)]).encode())
         connect(pacs)
         with pytest.raises(ReadError, match="metadata of other instances"):
@@ -319,6 +446,19 @@ class TestOtherData:
         connect(pacs)
         with pytest.raises(ReadError, match="contradict the file"):
             medimg.read(pacs.series_url)
+
+    def test_metadata_of_one_instance_twice(self, pacs: FakePacs) -> None:
+        items = [to_json(dataset) for dataset in SLICES]
+        pacs.misbehave = lambda seen, _: (
+            Reply(200, json.dumps([*items, *items]).encode()) if seen.path.endswith("metadata") else None
+        )
+        connect(pacs)
+        series = medimg.scan(pacs.series_url)[0]
+        assert series.shape == (1, 4, 8, 8)
+        assert series.read().report.duplicates == ()
+        items.append({**items[0], "00200032": {"vr": "DS", "Value": [0, 0, 99]}})
+        with pytest.raises(ReadError, match="different metadata of one instance"):
+            medimg.scan(pacs.series_url)
 
     @pytest.mark.parametrize(
         "uid", ["../../admin", "1.2/../..", "1..2", ".", "1.2\r\nX: y", "1.2%2f", "9" * 65]
@@ -427,6 +567,35 @@ class TestCredentials:
         assert "secret" not in str(raised.value)
         assert len(pacs.seen) == 2
 
+    def test_threads_renew_a_token_once(self, pacs: FakePacs) -> None:
+        pacs.datasets = [make_slice(number) for number in range(24)]
+        valid = "first"
+        calls = []
+
+        def issue() -> str:
+            calls.append(valid)
+            time.sleep(0.05)
+            return valid
+
+        pacs.misbehave = lambda seen, _: (
+            None if seen.headers.get("authorization") == f"Bearer {valid}" else Reply(401)
+        )
+        connect(pacs, token=issue, timeout=20)
+        series = medimg.scan(pacs.series_url)[0]
+        for token in ("second", "third"):
+            valid = token
+            assert series.read().array.shape == (1, 24, 8, 8)
+        assert calls == ["first", "second", "third"]
+
+    def test_a_token_that_cannot_be_renewed(self, pacs: FakePacs) -> None:
+        issued = iter(["secret"])
+        connect(pacs, token=lambda: next(issued))
+        series = medimg.scan(pacs.series_url)[0]
+        pacs.misbehave = lambda *_: Reply(401)
+        with pytest.raises(ReadError, match=r"token\(\) raised StopIteration") as raised:
+            series.read()
+        assert "secret" not in str(raised.value)
+
     @pytest.mark.parametrize("token", [lambda: None, lambda: "a\nb", lambda: "", lambda: 1 / 0])
     def test_invalid_tokens(self, pacs: FakePacs, token: Callable[[], str]) -> None:
         connect(pacs, token=token)
@@ -470,6 +639,14 @@ class TestCredentials:
             {"headers": {"X": 5}},
             {"verify": False},
             {"verify": "/nowhere/ca.pem"},
+            {"verify": __file__},
+            {"cert": "/nowhere/client.pem"},
+            {"cert": __file__},
+            {"cert": (__file__, __file__)},
+            {"cert": ()},
+            {"cert": ("a", "b", "c")},
+            {"cert": 5},
+            {"cert": (None, "secret")},
             {"timeout": 0},
             {"timeout": "long"},
             {"retries": -1},
@@ -512,19 +689,74 @@ class TestCredentials:
             server.search()
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+class TestProxies:
+    """Those of the environment; this server is one, and the other name exists nowhere."""
+
+    @pytest.fixture(autouse=True)
+    def environment(self, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.setenv("HTTP_PROXY", f"http://user:secret@127.0.0.1:{pacs.port}")
+        monkeypatch.setenv("http_proxy", f"http://user:secret@127.0.0.1:{pacs.port}")
+
+    def test_they_are_used(self, pacs: FakePacs) -> None:
+        medimg.dicomweb("http://pacs.invalid/dicom-web", retries=0, timeout=5)
+        url = f"http://pacs.invalid/dicom-web/studies/{STUDY}"
+        assert medimg.read(url).array.shape == (1, 4, 8, 8)
+        assert {one.headers["host"] for one in pacs.seen} == {"pacs.invalid"}
+        assert all("proxy-authorization" in one.headers for one in pacs.seen)
+
+    def test_headers_that_arrive_by_drops(self, pacs: FakePacs) -> None:
+        pacs.misbehave = drip_headers
+        server = medimg.dicomweb("http://pacs.invalid/dicom-web", retries=0, timeout=0.5)
+        start = time.monotonic()
+        with pytest.raises(TimeoutError):
+            server.search()
+        assert time.monotonic() - start < 3
+
+    def test_not_for_those_that_need_none(self, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch) -> None:
+        with FakePacs(SLICES) as other:
+            monkeypatch.setenv("no_proxy", "127.0.0.1")
+            connect(other)
+            assert medimg.read(other.series_url).array.shape == (1, 4, 8, 8)
+            assert not pacs.seen
+
+    def test_errors_name_no_password(self, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch) -> None:
+        pacs.misbehave = lambda *_: Reply(407)
+        server = medimg.dicomweb("http://pacs.invalid/dicom-web", retries=0, timeout=5)
+        with pytest.raises(ReadError, match="407") as raised:
+            server.search()
+        assert "secret" not in str(raised.value)
+        monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:9")
+        with pytest.raises(ConnectionError, match="ProxyError") as lost:
+            server.search()
+        assert "secret" not in str(lost.value)
+
+
+def make_certificate(folder: Path, name: str, *options: str) -> Path:
+    """A key, and beside it with the suffix .crt its own certificate."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("no openssl here")
-    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    path = folder / f"{name}.pem"
     subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-subj", f"/CN={name}",
          "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(path),
-         "-out", str(path.with_suffix(".crt"))],
+         "-out", str(path.with_suffix(".crt")), *(options or ("-nodes",))],
         check=True, capture_output=True,
     )  # fmt: skip
     return path
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificate(tmp_path_factory.mktemp("tls"), "server")
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificate(tmp_path_factory.mktemp("client"), "client")
 
 
 class TestTls:
@@ -542,11 +774,10 @@ class TestTls:
         assert not pacs.seen
 
     def test_so_is_another_one(self, pacs: FakePacs, certificate: Path, tmp_path: Path) -> None:
-        other = tmp_path / "other.crt"
-        other.write_text("no certificate")
-        connect(pacs, verify=other)
-        with pytest.raises(ReadError):
+        connect(pacs, verify=make_certificate(tmp_path, "other").with_suffix(".crt"))
+        with pytest.raises(ReadError, match=r"certificate of 127.0.0.1 can't be verified"):
             medimg.read(pacs.series_url)
+        assert not pacs.seen
 
     def test_a_given_authority_is_trusted(self, pacs: FakePacs, certificate: Path) -> None:
         connect(pacs, verify=certificate.with_suffix(".crt"))
@@ -559,3 +790,81 @@ class TestTls:
             with pytest.raises(ReadError, match="unencrypted"):
                 medimg.read(pacs.series_url)
             assert not plain.seen
+
+    def test_a_server_without_tls(self) -> None:
+        with FakePacs(SLICES) as plain:
+            url = plain.series_url.replace("http:", "https:")
+            with pytest.raises(ConnectionError, match=r"no encrypted connection .* speaks https"):
+                medimg.read(url)
+
+    def test_a_connection_that_breaks_off_is_not_a_wrong_certificate(
+        self, pacs: FakePacs, certificate: Path
+    ) -> None:
+        def cut(seen: Seen, handler: BaseHTTPRequestHandler) -> bool | None:
+            if len(pacs.seen) > 1:
+                return None
+            # without the end that TLS has
+            socket.socket.shutdown(handler.connection, socket.SHUT_RDWR)
+            return True
+
+        pacs.misbehave = cut
+        connect(pacs, verify=certificate.with_suffix(".crt"))
+        assert len(medimg.scan(pacs.series_url)) == 1
+        assert len(pacs.seen) == 2
+
+
+class TestClientCertificates:
+    @pytest.fixture
+    def pacs(self, certificate: Path, client: Path) -> Iterator[FakePacs]:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate.with_suffix(".crt"), certificate)
+        context.load_verify_locations(client.with_suffix(".crt"))
+        context.verify_mode = ssl.CERT_REQUIRED
+        with FakePacs(SLICES, tls=context) as found:
+            yield found
+
+    def test_pairs_and_single_files(
+        self, pacs: FakePacs, certificate: Path, client: Path, tmp_path: Path
+    ) -> None:
+        both = tmp_path / "both.pem"
+        both.write_bytes(client.read_bytes() + client.with_suffix(".crt").read_bytes())
+        for cert in ((client.with_suffix(".crt"), client), both, str(both)):
+            connect(pacs, verify=certificate.with_suffix(".crt"), cert=cert)
+            assert medimg.read(pacs.series_url).array.shape == (1, 4, 8, 8)
+
+    def test_none_and_unknown_ones(self, pacs: FakePacs, certificate: Path, tmp_path: Path) -> None:
+        other = make_certificate(tmp_path, "other")
+        for cert, match in (
+            (None, "wants a client certificate"),
+            ((other.with_suffix(".crt"), other), "client certificate"),
+        ):
+            connect(pacs, verify=certificate.with_suffix(".crt"), cert=cert, retries=9, timeout=20)
+            # each time the server may close the connection before its alert is read
+            with pytest.raises((PermissionError, ConnectionError), match=match) as raised:
+                medimg.read(pacs.series_url)
+            assert isinstance(raised.value, ReadError)
+        assert not pacs.seen
+
+    def test_they_stay_with_the_server(self, pacs: FakePacs, certificate: Path, client: Path) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate.with_suffix(".crt"), certificate)
+        context.load_verify_locations(client.with_suffix(".crt"))
+        context.verify_mode = ssl.CERT_OPTIONAL
+        shown: list[object] = []
+
+        def note(_: Seen, handler: BaseHTTPRequestHandler) -> None:
+            shown.append(handler.connection.getpeercert())
+
+        with FakePacs(SLICES, note, context) as other:
+            pacs.misbehave = lambda seen, _: Reply(302, headers={"Location": other.url + seen.path})
+            connect(pacs, verify=certificate.with_suffix(".crt"), cert=(client.with_suffix(".crt"), client))
+            assert len(medimg.scan(pacs.series_url)) == 1
+            assert shown
+            assert not any(shown)
+
+    def test_encrypted_keys_and_other_pairs(self, certificate: Path, client: Path, tmp_path: Path) -> None:
+        locked = make_certificate(tmp_path, "locked", "-passout", "pass:secret")
+        with pytest.raises(ReadError, match="is encrypted"):
+            medimg.dicomweb("https://example.org", cert=(locked.with_suffix(".crt"), locked))
+        with pytest.raises(ReadError, match="belong together"):
+            medimg.dicomweb("https://example.org", cert=(client.with_suffix(".crt"), certificate))

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from medimg.errors import DecodeError, MedimgError
 from medimg.io.dicom.header.attributes import get_identifier, quiet_pydicom
 from medimg.io.dicom.header.functional_groups import FrameViews
-from medimg.io.dicom.header.instance import read_instance
-from medimg.io.dicom.header.open import open_dataset
+from medimg.io.dicom.header.instance import HEADER_TAGS, read_instance
+from medimg.io.dicom.header.open import open_dataset, to_tag_numbers
+from medimg.io.dicom.pixels._fetched_frames import FetchedFrames, NotSentError
 from medimg.io.dicom.pixels._frames import StoredFrames
-from medimg.io.dicom.pixels._single_frame_reader import LoadedSlice
+from medimg.io.dicom.pixels._single_frame_reader import LoadedSlice, list_value_tags
 from medimg.io.dicom.values.modality_lut import parse_modality_transform
 from medimg.io.dicom.values.real_world import apply_real_world_scale
+from medimg.io.files.blob import Blob
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import numpy.typing as npt
     from pydicom.dataset import Dataset
@@ -27,19 +31,32 @@ if TYPE_CHECKING:
 
 __all__ = ["MultiFrameReader"]
 
+#: Values in sequences that a header without them must not be taken for whole.
+_NESTED_TAGS: Final = to_tag_numbers("LUTData")
+
 
 class MultiFrameReader:
-    """A file whose frames are decoded on demand, on any thread; released after `frames` of them."""
+    """
+    A file whose frames are decoded on demand, on any thread; released after those of `numbers`.
+
+    If they are up to half of the frames, and a server sends these apart from the file, only they are fetched.
+    """
 
     def __init__(
-        self, instance: Instance, values: ValueKind, first_acquired: float | None, *, frames: int = 1
+        self,
+        instance: Instance,
+        values: ValueKind,
+        first_acquired: float | None,
+        *,
+        numbers: Sequence[int] = (),
     ) -> None:
         self._instance = instance
         self._values = values
         self._first_acquired = first_acquired
-        self._remaining = frames
+        self._numbers = numbers
+        self._remaining = len(numbers)
         self._lock = threading.RLock()
-        self._opened: tuple[StoredFrames, FrameViews] | None = None
+        self._opened: tuple[StoredFrames | FetchedFrames, FrameViews] | None = None
         self._mosaic: tuple[int, npt.NDArray[Any], bool] | None = None
 
     def load(self, frame: Frame) -> LoadedSlice:
@@ -59,13 +76,13 @@ class MultiFrameReader:
             raise DecodeError(f"{path} is damaged ({type(error).__name__} while decoding)") from None
 
     def _decode(self, frame: Frame) -> LoadedSlice:
-        source, views = self._open()
         number, corner = frame.facts.number, frame.facts.corner
-        if number >= source.count:
-            raise DecodeError(
-                f"frame {number + 1} of {source.count} was requested; the file has changed, scan again"
-            )
-        stored, is_rgb = source.decode(number) if corner is None else self._decode_mosaic(source, number)
+        source, views = self._open()
+        try:
+            stored, is_rgb = self._decode_stored(source, frame)
+        except NotSentError:
+            source, views = self._open(whole=True)
+            stored, is_rgb = self._decode_stored(source, frame)
         if corner is not None:
             row, column = corner
             stored = stored[row : row + self._instance.rows, column : column + self._instance.columns]
@@ -77,20 +94,51 @@ class MultiFrameReader:
                 self._opened = self._mosaic = None
         return LoadedSlice(transform, stored)
 
-    def _open(self) -> tuple[StoredFrames, FrameViews]:
+    def _decode_stored(
+        self, source: StoredFrames | FetchedFrames, frame: Frame
+    ) -> tuple[npt.NDArray[Any], bool]:
+        number = frame.facts.number
+        if number >= source.count:
+            raise DecodeError(
+                f"frame {number + 1} of {source.count} was requested; the file has changed, scan again"
+            )
+        return source.decode(number) if frame.facts.corner is None else self._decode_mosaic(source, number)
+
+    def _open(self, *, whole: bool = False) -> tuple[StoredFrames | FetchedFrames, FrameViews]:
         with self._lock:
-            if self._opened is None:
-                blob = self._instance.blob.fetched()
-                dataset = open_dataset(blob)
-                if get_identifier(dataset, "SOPInstanceUID") != self._instance.sop_instance_uid:
-                    raise DecodeError("the file holds another image than when it was scanned; scan again")
-                if blob is not self._instance.blob:
-                    _check_geometry(self._instance, read_instance(blob))
-                source = StoredFrames(dataset)
-                self._opened = source, FrameViews(dataset, source.count)
+            if self._opened is None or (whole and isinstance(self._opened[0], FetchedFrames)):
+                self._opened = (None if whole else self._open_header()) or self._open_file()
             return self._opened
 
-    def _decode_mosaic(self, source: StoredFrames, number: int) -> tuple[npt.NDArray[Any], bool]:
+    def _open_header(self) -> tuple[FetchedFrames, FrameViews] | None:
+        """Return the frames by the header alone; None if most of them are needed, or come with the file."""
+        blob = self._instance.blob
+        frames, header = blob.remote_frames, blob.remote_header
+        asked = len({*self._numbers})
+        # servers that cut each frame out of the file take longer for most of them than for all
+        is_part = 0 < asked <= _count_frames(self._instance) // 2
+        if not is_part or frames is None or header is None:
+            return None
+        head = header.read_header(HEADER_TAGS | _NESTED_TAGS | list_value_tags(self._values))
+        if head is None:
+            return None
+        dataset = open_dataset(Blob(blob.name, data=head))
+        source = FetchedFrames(frames, dataset, self._numbers)
+        return source, FrameViews(dataset, source.count)
+
+    def _open_file(self) -> tuple[StoredFrames, FrameViews]:
+        blob = self._instance.blob.fetched()
+        dataset = open_dataset(blob)
+        if get_identifier(dataset, "SOPInstanceUID") != self._instance.sop_instance_uid:
+            raise DecodeError("the file holds another image than when it was scanned; scan again")
+        if blob is not self._instance.blob:
+            _check_geometry(self._instance, read_instance(blob))
+        source = StoredFrames(dataset)
+        return source, FrameViews(dataset, source.count)
+
+    def _decode_mosaic(
+        self, source: StoredFrames | FetchedFrames, number: int
+    ) -> tuple[npt.NDArray[Any], bool]:
         """Return a mosaic, decoded once for all its tiles."""
         with self._lock:
             if self._mosaic is None or self._mosaic[0] != number:
@@ -98,18 +146,29 @@ class MultiFrameReader:
             return self._mosaic[1:]
 
     def _get_transform(
-        self, source: StoredFrames, views: FrameViews, number: int, dtype: np.dtype[Any], *, is_rgb: bool
+        self,
+        source: StoredFrames | FetchedFrames,
+        views: FrameViews,
+        number: int,
+        dtype: np.dtype[Any],
+        *,
+        is_rgb: bool,
     ) -> ModalityTransform:
         """Return the transform of a frame, parsed again only if what it depends on differs from the last."""
         with self._lock:
             return views.evaluate(number)(self._parse_transform, source, dtype, is_rgb)
 
     def _parse_transform(
-        self, view: Dataset, source: StoredFrames, dtype: np.dtype[Any], is_rgb: bool
+        self, view: Dataset, source: StoredFrames | FetchedFrames, dtype: np.dtype[Any], is_rgb: bool
     ) -> ModalityTransform:
         transform = parse_modality_transform(view, source.format, dtype, is_rgb=is_rgb)
         transform = apply_real_world_scale(view, transform, self._values, first_acquired=self._first_acquired)
         return replace(transform, notes=(*transform.notes, source.note)) if source.note else transform
+
+
+def _count_frames(instance: Instance) -> int:
+    """Return the number of frames in the pixel data, of which a mosaic has one."""
+    return 1 + max(facts.number for facts in instance.facts)
 
 
 def _check_geometry(scanned: Instance, fetched: Instance) -> None:

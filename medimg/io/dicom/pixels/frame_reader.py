@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,10 +50,12 @@ class FrameReader:
         self._single_frames = SingleFrameReader(values, first_acquired)
         self._reads_together = True
         many = [frame for frame in frames if len(frame.instance.facts) > 1]
-        counts = Counter(id(frame.instance) for frame in many)
+        numbers: dict[int, list[int]] = defaultdict(list)
+        for frame in many:
+            numbers[id(frame.instance)].append(frame.facts.number)
         self._files = {
             id(f.instance): MultiFrameReader(
-                f.instance, values, first_acquired, frames=counts[id(f.instance)]
+                f.instance, values, first_acquired, numbers=numbers[id(f.instance)]
             )
             for f in many
         }
@@ -88,8 +90,13 @@ class FrameReader:
         workers = available_cores() if workers is None else workers
         is_remote = any(frame.instance.blob.remote is not None for frame in frames)
         while todo := [index for index in order if index not in done]:
-            count = max(workers, _REMOTE_WORKERS) if is_remote else _count_workers(workers, buffer)
-            parallel_for(todo, read_one, workers=count, within=_raise_overflow)
+            if is_remote:
+                # neighbors come with different requests
+                count = max(workers, _REMOTE_WORKERS)
+                parallel_for(todo, read_one, workers=count, within=_raise_overflow, most_at_once=1)
+            else:
+                count = _count_workers(workers, buffer)
+                parallel_for(todo, read_one, workers=count, within=_raise_overflow)
             buffer.widen(misfits)
             misfits.clear()
         return buffer
