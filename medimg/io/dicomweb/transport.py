@@ -302,9 +302,11 @@ class Transport:
         from requests.utils import get_netrc_auth
 
         found = get_netrc_auth(self._base)
-        if found is not None:
-            self._warn_if_plain()
-        return found
+        if found is None:
+            return None
+        self._warn_if_plain()
+        # requests would encode them as Latin-1, if it can
+        return tuple(one.encode() for one in found)
 
     def _warn_if_plain(self) -> None:
         scheme, host, _ = self._origin
