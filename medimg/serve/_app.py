@@ -54,10 +54,12 @@ _REFUSALS: Final = {
     415: "The body has an unknown type, or is no image",
     421: "The header Host has a name that was not allowed when the service was started",
     422: "The images can't be read, or don't fit the model",
+    500: "An unexpected error; the log has it under the number of the request",
     501: "A library is missing on the service",
     502: "The DICOMweb server can't be read from",
     503: "All places of the queue are taken; Retry-After has the seconds to wait",
     504: "The prediction took too long",
+    507: "There is no room for the body",
 }
 
 
@@ -246,7 +248,7 @@ def _describe_request(unit: Unit, *, takes_url: bool) -> dict[str, Any]:
                 "name": "results",
                 "in": "query",
                 "description": "Kinds of results in answers in DICOM, of sr, sc and pm, separated by commas",
-                "schema": {"type": "string"},
+                "schema": {"type": "string", "pattern": "^(sr|sc|pm)(,(sr|sc|pm))*$"},
             },
         ],
         "requestBody": {
