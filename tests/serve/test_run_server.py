@@ -269,7 +269,7 @@ def test_a_client_that_does_not_read_is_disconnected(
             raise AssertionError("the connection stays open")
 
 
-def test_requests_that_are_none(service: Service) -> None:
+def test_requests_that_are_none(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     for sent in (
         b"\x16\x03\x01\x02\x00\x01\x00",
         b"GET / HTTP/9\r\n\r\n",
@@ -278,6 +278,7 @@ def test_requests_that_are_none(service: Service) -> None:
         with service.connect() as connection:
             connection.sendall(sent)
             assert not read_all(connection).startswith(b"HTTP/1.1 2")
+    assert not [one for one in caplog.records if one.name.startswith("uvicorn")], "anybody could fill the log"
     assert service.post().status == 200
 
 
