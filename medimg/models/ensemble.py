@@ -288,7 +288,10 @@ def _find_file(path: str | os.PathLike[str]) -> Path:
     if not isinstance(path, str) or not path.startswith(_HUB):
         return check_path("path", path, error=CheckpointError)
     repository = check_repository(path.removeprefix(_HUB))
-    where = "download its model.safetensors elsewhere, and load that file"
+    where = (
+        "check the name; if it is private, log in with: hf auth login; or download its model.safetensors "
+        "elsewhere, and load that file"
+    )
     return fetch_file(
         repository, (MODEL_FILE,), what=f"the model of {repository}", otherwise=where, extra="hub"
     )
