@@ -20,9 +20,19 @@ if TYPE_CHECKING:
 
     from medimg.core.display import WindowChoice
     from medimg.core.volume import Space, Volume
+    from medimg.io.files.blob import Blob
     from medimg.io.tag_names import AttributeName, TagName, TagValue, TagValues
 
-__all__ = ["HTML_COLUMNS", "Policies", "Series", "SliceReader", "ValueKind", "list_facts", "read_series_tags"]
+__all__ = [
+    "HTML_COLUMNS",
+    "FileReader",
+    "Policies",
+    "Series",
+    "SliceReader",
+    "ValueKind",
+    "list_facts",
+    "read_series_tags",
+]
 
 ValueKind: TypeAlias = Literal["auto", "rescaled", "suv"]
 
@@ -87,6 +97,16 @@ class PieceReader(Protocol):
 
     def pieces(self, size: int, slices: Sequence[int] | None, policies: Policies) -> Iterator[Volume]:
         """Yield up to `size` slices at a time; see :meth:`Series.pieces`."""
+        ...
+
+
+@runtime_checkable
+class FileReader(Protocol):
+    """Reader of the values in one file."""
+
+    @property
+    def blob(self) -> Blob:
+        """The file with the values."""
         ...
 
 
