@@ -6,6 +6,7 @@ import asyncio
 import random
 import re
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from medimg.errors import MedimgError, ReadError
@@ -73,11 +74,11 @@ class Answer(NamedTuple):
     ranged: bool = True
 
 
-class _EarlyEndError(ConnectionError):
+class EndsEarlyError(ConnectionError):
     """Fewer bytes arrived than were announced."""
 
 
-class _RefusedError(Exception):
+class ServerAnswerError(Exception):
     """A web server answered with an error."""
 
     def __init__(self, status: int, retry_after: str) -> None:
@@ -89,6 +90,8 @@ class _RefusedError(Exception):
 def parse_facts(info: Mapping[str, Any]) -> FileFacts:
     """Return the facts in an entry of a listing of fsspec."""
     version = next((info[key] for key in _VERSION_KEYS if info.get(key)), "")
+    if isinstance(version, datetime):  # others give the same time as a number
+        version = version.timestamp()
     return FileFacts(int(info.get("size") or 0), str(version).strip('"'))
 
 
@@ -117,7 +120,7 @@ def _find_pause(error: Exception, attempt: int) -> float | None:
     is_transient = is_broken or get_status(error) in _TRANSIENT
     if not is_transient or attempt == _TRIES - 1:
         return None
-    asked = error.retry_after if isinstance(error, _RefusedError) else ""
+    asked = error.retry_after if isinstance(error, ServerAnswerError) else ""
     if asked.isascii() and asked.isdecimal():
         return min(float(asked), _LONGEST_PAUSE_S)
     return float(_FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.5))
@@ -165,7 +168,7 @@ def fetch_range(url: str, start: int, stop: int, expected: FileFacts) -> tuple[i
         if answer.version != expected.version or answer.size not in (None, expected.size):
             raise ReadError(f"{name_url(url)} has changed since it was listed; scan it again")
         if answer.offset + len(answer.data) < stop:
-            raise _EarlyEndError
+            raise EndsEarlyError
         return answer
 
     answer = call_storage(url, fetch)
@@ -230,7 +233,7 @@ async def _get_http(storage: Any, url: str, start: int, stop: int) -> Answer:
             size = None if stated[3] == "*" else int(stated[3])
             return Answer(await _read_body(response.content.read, stop - start), start, size, version)
         if response.status != 200:
-            raise _RefusedError(response.status, headers.get("Retry-After", ""))
+            raise ServerAnswerError(response.status, headers.get("Retry-After", ""))
         # without ranges, the bytes before are sent, too
         length = None if encoded else response.content_length
         most = stop if start == 0 else min(_MAX_WHOLE, stop if length is None else length)

@@ -158,6 +158,7 @@ class _RangedFile(io.BufferedIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._check_open()
         origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.length}[whence]
         if origin + offset < 0:
             raise OSError(22, "negative position in a file")
@@ -167,6 +168,7 @@ class _RangedFile(io.BufferedIOBase):
     def read(self, size: int | None = -1) -> bytes:
         if size is None or size < 0:
             return self._read_rest()
+        self._check_open()
         stop = min(self._at + size, self._file.length)
         if stop <= self._at:
             return b""
@@ -185,6 +187,7 @@ class _RangedFile(io.BufferedIOBase):
         return len(data)
 
     def readline(self, size: int | None = -1) -> bytes:
+        self._check_open()
         most = self._file.length if size is None or size < 0 else size
         line = b""
         while len(line) < most and self._at < self._file.length:
@@ -197,6 +200,10 @@ class _RangedFile(io.BufferedIOBase):
             if end:
                 break
         return line
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on a closed file")
 
     def _read_rest(self) -> bytes:
         if self._file.length - self._at > _MAX_WHOLE:

@@ -147,4 +147,7 @@ def explain_failure(error: BaseException, url: str) -> ReadError:
 def get_status(error: BaseException) -> int | None:
     """Return the HTTP status of an error of a library; None if it has none."""
     status = getattr(error, "status", None)  # of aiohttp
+    answer = getattr(error.__cause__, "response", None)  # of botocore
+    if isinstance(answer, dict):
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return status if isinstance(status, int) else None

@@ -80,7 +80,8 @@ def _check_folder(url: str) -> str:
         raise ReadError(
             f"{name_url(url)}: folders of web servers can't be listed; give the URLs of the files"
         )
-    return url.rstrip("/")
+    scheme, slashes, place = url.partition("://")
+    return f"{scheme}{slashes}{place.rstrip('/')}"
 
 
 def _order(name: str) -> list[tuple[bool, str]]:
