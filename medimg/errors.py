@@ -171,7 +171,8 @@ def also(error: type[_Error], builtin: type[BaseException]) -> type[_Error]:
         builtin = ValueError
     if (error, builtin) not in _MADE:
         members = {"__module__": error.__module__, "__doc__": error.__doc__, "__reduce__": _reduce}
-        _MADE[error, builtin] = _BothErrors(error.__name__, (error, builtin), members)
+        made: Any = _BothErrors(error.__name__, (error, builtin), members)
+        _MADE[error, builtin] = made
     return cast("type[_Error]", _MADE[error, builtin])
 
 
@@ -179,7 +180,11 @@ class _BothErrors(type):
     """Types that :func:`also` makes, which processes pass on by what they are made of."""
 
 
-copyreg.pickle(_BothErrors, lambda made: (also, made.__bases__))
+def _reduce_type(made: Any) -> Any:
+    return also, made.__bases__
+
+
+copyreg.pickle(_BothErrors, _reduce_type)
 
 
 def _reduce(error: MedimgError) -> tuple[Any, ...]:

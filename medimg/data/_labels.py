@@ -404,6 +404,7 @@ def _check_files(rows: list[dict[str, Any]], root: Path | str, path: str) -> Non
     count = Counter(paths)
     if len(count) < len(paths):
         twice = next(name for name, real in zip(names, paths, strict=True) if count[real] > 1)
+        twice = name_url(twice) if is_remote_url(twice) else twice
         raise DatasetError(
             f"{len(paths) - len(count)} row(s) repeat a path of the table, the first is {twice!r}; "
             "keep one row for each image"

@@ -33,7 +33,7 @@ def _afresh() -> None:
 def folder(tmp_path: Path) -> Path:
     """Two classes of six patients each, and a table of them."""
     rng = np.random.default_rng(0)
-    rows = []
+    rows: list[tuple[str, str, str]] = []
     for name in ("benign", "malignant"):
         for _ in range(6):
             pixels = rng.integers(0, 400 + 600 * (name == "malignant"), (40, 40), np.uint16)
@@ -80,7 +80,7 @@ def test_datasets(folder: Path, url: str) -> None:
 def test_a_table_of_urls_compressed_or_not(storage: Storage, folder: Path, url: str, tmp_path: Path) -> None:
     table = pd.read_csv(folder / "labels.csv")
     table["path"] = url + "/" + table["path"]
-    table.loc[0, "path"] = table.loc[0, "path"].removesuffix("/a.dcm")  # a folder
+    table.loc[0, "path"] = str(table.loc[0, "path"]).removesuffix("/a.dcm")  # a folder
     table.to_csv(tmp_path / "urls.csv.gz", index=False)
     expected = all_of(medimg.ImageDataset.from_folder(folder, RECIPE))
     packed = storage.put("urls.csv.gz", (tmp_path / "urls.csv.gz").read_bytes())
@@ -232,6 +232,21 @@ def test_predictions_embeddings_and_tensors(folder: Path, url: str) -> None:
     assert other["source"].tolist() == remote
     assert torch.equal(medimg.read_tensors(local, RECIPE).tensor, medimg.read_tensors(remote, RECIPE).tensor)
     assert np.array_equal(medimg.embed(model, local).array, medimg.embed(model, remote).array)
+
+
+def test_no_secrets_in_tables_and_messages(url: str, storage: Storage) -> None:
+    secret = url.replace("s3://", "s3://user:geheim@")
+    model = medimg.TransferClassifier("resnet18", weights=None, classes=["a", "b"], preprocess=RECIPE)
+    names = [f"{secret}/benign/p00/a.dcm", f"{secret}/absent"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        table = model.predict(names, on_error="collect")
+    assert "geheim" not in table.to_csv() + "".join(str(one.message) for one in caught)
+    assert "s3://scans/data/absent can't be read" in table.to_csv()
+    rows = pd.DataFrame({"path": names[:1] * 2, "label": ["a", "b"]})
+    with pytest.raises(DatasetError, match="repeat a path") as error:
+        medimg.ImageDataset.from_csv(rows)
+    assert "geheim" not in str(error.value)
 
 
 def test_the_command_line(url: str, storage: Storage) -> None:

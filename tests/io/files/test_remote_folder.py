@@ -115,7 +115,7 @@ def fill(folder: Path) -> None:
     import nibabel as nib
     from PIL import Image
 
-    nib.save(nib.Nifti1Pair(raw.reshape(4, 5, 6), np.eye(4)), folder / "pair" / "y.hdr")  # type: ignore[arg-type]
+    nib.save(nib.Nifti1Pair(raw.reshape(4, 5, 6), np.eye(4)), folder / "pair" / "y.hdr")
     for name in ("p.png", "p.tiff", "p.jpg"):
         Image.fromarray(rng.integers(0, 256, (20, 30), np.uint8)).save(folder / name)
     with zipfile.ZipFile(folder / "in.zip", "w") as archive:
@@ -253,7 +253,8 @@ def test_frames_of_an_uncompressed_file_are_ranges(storage: Storage, tmp_path: P
     storage.traffic.clear()
     expected = read_quietly(local, slices=[3, 20, 39])
     found = read_quietly(series, slices=[3, 20, 39])
-    assert isinstance(found, Volume) and isinstance(expected, Volume)
+    assert isinstance(found, Volume)
+    assert isinstance(expected, Volume)
     assert np.array_equal(found.array, expected.array)
     assert 3 * frame <= storage.traffic.sent <= 3 * frame + 2**17
     storage.traffic.clear()
@@ -311,6 +312,16 @@ def test_a_dicomdir(kind: str, request: pytest.FixtureRequest, real_data: Path) 
     assert len(local.skipped) == len(remote.skipped)
     for one, other in zip(local, remote, strict=True):
         assert_same(one, other, str(path.parent), url)
+
+
+def test_a_signed_url(storage: Storage, tmp_path: Path) -> None:
+    (path,) = write_stack(tmp_path, [0.0])
+    storage.put("a.dcm", path.read_bytes())
+    signed = storage.files.url("scans/a.dcm")
+    assert "Signature" in signed
+    (series,) = medimg.scan(signed)
+    assert series.path == f"{storage.server.url}/scans/a.dcm"
+    assert np.array_equal(series.read().array, medimg.read(path).array)
 
 
 def test_changed_files_are_an_error(storage: Storage, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from medimg.io.dicom.pixels.volume_buffer import VolumeBuffer
 from medimg.io.dicom.values.suv import SUV_TAGS, get_acquisition_time
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
@@ -87,7 +87,7 @@ class FrameReader:
             parallel_for(order[:1], read_one, workers=1, within=_raise_overflow)
             done |= self._read_alike(frames, order[1:], buffer)
         workers = available_cores() if workers is None else workers
-        at_once = _count_fetches(frames)
+        at_once = _count_fetches({id(frame.instance): frame.instance for frame in frames}.values())
         while todo := [index for index in order if index not in done]:
             count = max(workers, at_once) if at_once else _count_workers(workers, buffer)
             parallel_for(todo, read_one, workers=count, within=_raise_overflow)
@@ -134,12 +134,12 @@ class FrameReader:
         return MultiFrameReader(frame.instance, self._values, self._first_acquired).load(frame)
 
 
-def _count_fetches(frames: Sequence[Frame]) -> int:
+def _count_fetches(instances: Iterable[Instance]) -> int:
     """Return how many files are fetched at the same time; 0 if none is elsewhere."""
-    blobs = {id(frame.instance): frame.instance.blob for frame in frames}.values()
+    blobs = [instance.blob for instance in instances]
     if any(blob.listed_file is not None for blob in blobs):
         return _STORAGE_WORKERS
-    return _REMOTE_WORKERS if any(blob.is_remote for blob in blobs) else 0
+    return _REMOTE_WORKERS if any(blob.remote is not None for blob in blobs) else 0
 
 
 def _count_workers(workers: int, buffer: VolumeBuffer) -> int:
@@ -169,6 +169,5 @@ def find_first_acquisition(instances: Sequence[Instance]) -> float | None:
         with quiet_pydicom():
             return get_acquisition_time(open_dataset(instance.blob, tags=_SUV_TAGS))
 
-    workers = _REMOTE_WORKERS if any(i.blob.is_remote for i in instances) else 1
-    times = list(ordered_map(read_time, instances, workers))
+    times = list(ordered_map(read_time, instances, _count_fetches(instances) or 1))
     return min((time for time in times if time is not None), default=None)
