@@ -148,7 +148,7 @@ class Series:
     space : {"patient", "image"}
         Whether the affine maps to patient coordinates.
     files : tuple of str
-        Paths, in the order of the slices; duplicates of images are listed last.
+        Paths, or URLs without secrets, in the order of the slices; duplicates of images are listed last.
     format : str
         "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", "JPEG 2000", "TIFF", "BMP", "WebP", "GIF", the
         format of a plug-in, the name of the library for its image in memory, or "array" for an array.

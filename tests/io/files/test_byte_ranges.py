@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 import medimg
 from medimg.errors import MedimgError, ReadError
 from medimg.io.files import byte_ranges, listed_file
+from medimg.io.files.object_storage import find_storage
 from medimg.io.files.remote_folder import find_blobs, open_blob
 from tests.dicom_files import write_stack
 from tests.storage import Disturbance, Request, Server, Storage, WebFolder
@@ -231,6 +233,29 @@ def test_redirects_are_followed_but_not_in_circles(web: tuple[Server, WebFolder]
     with pytest.raises(ConnectionError, match="TooManyRedirects") as caught:
         open_blob(f"{server.url}/round")
     assert SECRET not in str(caught.value)
+
+
+def test_redirects_keep_the_encryption(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aiohttp")
+
+    class Answer:
+        """What a session gives after a redirect."""
+
+        status, headers, url = 200, {"ETag": "1"}, SimpleNamespace(scheme="http")
+
+        async def __aenter__(self) -> Answer:
+            return self
+
+        async def __aexit__(self, *error: object) -> None:
+            pass
+
+    async def open_session(storage: object) -> SimpleNamespace:
+        return SimpleNamespace(get=lambda url, **options: Answer())
+
+    storage, _ = find_storage("https://127.0.0.1/x")
+    monkeypatch.setattr(type(storage), "set_session", open_session)
+    with pytest.raises(ReadError, match="without encryption"):
+        open_blob(f"https://127.0.0.1/x?token={SECRET}")
 
 
 def test_a_size_that_is_a_lie_takes_no_memory(web: tuple[Server, WebFolder]) -> None:
