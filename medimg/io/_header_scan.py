@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from medimg.core.parallel import ordered_map
 from medimg.core.progress import Progress, progress_bar
-from medimg.io.detect import inspect_file
+from medimg.io.detect import Unreadable, inspect_file
 from medimg.io.dicom.scanning.uniform_scan import scan_uniform_files
 from medimg.io.files.blob import as_blob
+from medimg.io.sources import REMOTE_WORKERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,7 +47,7 @@ def scan_headers(
     """Read the headers of the files with the numbers `chosen`; see :func:`medimg.scan` for the options."""
     with progress_bar(desc="scanning", unit="file", progress=progress, total=len(chosen)) as bar:
         uniform, rest = _scan_in_blocks(files, chosen, workers, bar)
-        return HeaderScan(uniform, list(_inspect_each(files, rest, workers or 1, bar)))
+        return HeaderScan(uniform, list(_inspect_each(files, rest, workers, bar)))
 
 
 def _scan_in_blocks(
@@ -68,11 +69,16 @@ def _scan_in_blocks(
 
 
 def _inspect_each(
-    files: Sequence[Blob | str], chosen: Sequence[int], workers: int, bar: ProgressBar[Any]
+    files: Sequence[Blob | str], chosen: Sequence[int], workers: int | None, bar: ProgressBar[Any]
 ) -> Iterator[tuple[int, Scanned | None]]:
-    blobs = (as_blob(files[n]) for n in chosen)
-    with ThreadPoolExecutor(workers) as pool:
-        found = map(inspect_file, blobs) if workers == 1 else pool.map(inspect_file, blobs)
-        for number, result in zip(chosen, found, strict=True):
-            bar.update()
-            yield number, result
+    blobs = [as_blob(files[n]) for n in chosen]
+    if workers is None:
+        workers = REMOTE_WORKERS if any(blob.listed_file for blob in blobs) else 1
+    found = ordered_map(inspect_file, blobs, workers)
+    for number, blob, result in zip(chosen, blobs, found, strict=True):
+        # without its server or the network, no other file is found either
+        lost = result.error if blob.listed_file and isinstance(result, Unreadable) else None
+        if isinstance(lost, ConnectionError | TimeoutError):
+            raise lost
+        bar.update()
+        yield number, result

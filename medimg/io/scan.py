@@ -17,6 +17,7 @@ from medimg.io.detect import Unreadable
 from medimg.io.dicom.header.instance import Instance
 from medimg.io.dicom.series.build import build_all_series, build_regular_series
 from medimg.io.dicomweb.server import find_server, separate_resources
+from medimg.io.files.object_storage import is_remote_url, refuse_url_as_path
 from medimg.io.memory_series import object_series
 from medimg.io.series import Series
 from medimg.io.series_index import SeriesIndex, SkippedFiles
@@ -55,12 +56,13 @@ def scan(
     ----------
     source : str, Path, bytes, binary file object, pydicom Dataset, or list of these
         Folder, zip archive (read in place), DICOMDIR (for the files that it references), single files, or
-        URLs of studies, series or instances of a DICOMweb server (see :func:`medimg.dicomweb`). A
+        URLs: of these in object storage (``s3://``, ``gs://``, ``az://``), of files and zip archives on web
+        servers, and of studies, series or instances of a DICOMweb server (see :func:`medimg.dicomweb`). A
         zip archive inside a folder is skipped, as the folder often contains its content as well: read it by
         itself. A DICOMDIR inside a folder is ignored.
     workers : int, optional
-        Number of threads that read headers; by default one, or 16 if files are slow to open, as on network
-        drives.
+        Number of threads that read headers; by default one, 16 if files are slow to open, as on network
+        drives, or 24 for URLs.
     progress : "auto" or bool
         Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
     index : str or Path, optional
@@ -77,7 +79,8 @@ def scan(
     ------
     ReadError
         If the path does not exist, the source has an unsupported type, `workers` is not a positive number, or
-        the index is another file or can't be written.
+        the index is another file or can't be written. If a URL can't be read; it is a ``FileNotFoundError``,
+        ``PermissionError``, ``TimeoutError`` or ``ConnectionError``, too.
 
     Examples
     --------
@@ -96,6 +99,8 @@ def build_index(
     index: str | os.PathLike[str] | None = None,
 ) -> tuple[SeriesIndex, list[MedimgError]]:
     """Return the series of a source, and the error of each of its skipped files; see :func:`scan`."""
+    if is_remote_url(index):
+        raise ReadError("index= is an SQLite file, which can't be at a URL; pass a path on this machine")
     if workers is not None:
         check_whole_number("workers", workers, least=1, error=ReadError)
     saved = None if index is None else _open_index(source, Path(index))
@@ -119,6 +124,9 @@ def _join(one: SeriesIndex, other: SeriesIndex) -> SeriesIndex:
 
 
 def _open_index(source: object, path: Path) -> ScanIndex:
+    refuse_url_as_path(path)
+    if is_remote_url(source):
+        raise ReadError("index= is for scans of a folder on this machine; scan a URL without it")
     if not is_folder(source):
         raise ReadError("index= is for scans of a folder; scan a file, an archive or a list without it")
     return ScanIndex(path, Path(str(source)))

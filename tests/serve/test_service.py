@@ -548,3 +548,24 @@ def test_an_answer_is_valid_json(app: Any) -> None:
     (answer,) = ask(app, {"content": nifti(), "url": "/predict?unit=image"})
     rows = json.loads(answer.content, parse_constant=pytest.fail)["predictions"]
     assert [row["slice"] for row in rows] == [0, 1, 2, 3]
+
+
+def test_clients_open_no_urls(model: medimg.TransferClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    from medimg.io.files import byte_ranges
+
+    def refuse(url: str) -> None:
+        raise AssertionError("a client had a URL opened")
+
+    monkeypatch.setattr(byte_ranges, "find_storage", refuse)
+    app = make_app(model, dicomweb=["https://pacs.example.org/dicom-web"])
+    urls = [
+        "s3://bucket/a.dcm", "memory://a.dcm", "http://127.0.0.1/a.dcm", "file:///etc/passwd",
+        "https://other.example.org/dicom-web/studies/1.2", "s3://pacs.example.org/dicom-web/studies/1.2",
+    ]  # fmt: skip
+    for answer in ask(app, *({"json": {"url": url}} for url in urls)):
+        assert answer.status_code in (400, 403)
+    header = "ObjectType = Image\nNDims = 2\nDimSize = 2 2\nElementType = MET_UCHAR\nElementDataFile = "
+    for url in urls:
+        files = [("files", ("s3://bucket/x.mhd", (header + url).encode())), ("files", (url, url.encode()))]
+        (answer,) = ask(app, {"files": files})
+        assert answer.status_code == 422, answer.text
