@@ -135,7 +135,7 @@ class CheckpointError(MedimgError, ValueError):
 
 
 class StoreError(MedimgError, OSError):
-    """Instances were not stored on a server; ``result`` lists them, and those that were."""
+    """Nothing was written to a URL, or instances were not stored on a server: ``result`` lists these."""
 
     def __init__(self, message: str, result: Any = None) -> None:
         super().__init__(message)
