@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import http.server
 import io
 import json
 import os
+import queue
 import secrets
 import signal
 import socket
@@ -306,23 +310,29 @@ def test_what_a_killed_writer_leaves_is_removed(bucket: str, temporary: Path) ->
 class Refusing:
     """Answers some requests of S3 in place of the server, and counts parts of uploads."""
 
-    def __init__(self, status: str, code: str, *, parts: bool = False) -> None:
-        self.status, self.code, self.parts = status, code, parts
+    def __init__(
+        self, status: str, code: str, *, parts: bool = False, methods: tuple[str, ...] = ("PUT", "POST")
+    ) -> None:
+        self.status, self.code, self.parts, self.methods = status, code, parts, methods
         self.is_on = True
         self.interrupt: Callable[[], None] | None = None
+        #: POST of each upload of several parts that was completed, DELETE of each that was aborted.
+        self.ends: queue.Queue[str] = queue.Queue()
 
     def wrap(self, app: Application) -> Application:
         def run(environ: dict[str, Any], start: Any) -> Any:
             query, method = environ.get("QUERY_STRING", ""), environ["REQUEST_METHOD"]
+            if "uploadId" in query and method in ("POST", "DELETE"):
+                self.ends.put(method)
             is_part = method == "PUT" and "partNumber=2" in query
             if is_part and self.interrupt is not None:
                 self.interrupt()
-            if self.is_on and (is_part if self.parts else method in ("PUT", "POST")):
+            if self.is_on and (is_part if self.parts else method in self.methods):
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
                 message = f"{SECRET} of arn:aws:iam::1234:user/{SECRET}"
                 body = f"<Error><Code>{self.code}</Code><Message>{message}</Message></Error>".encode()
                 start(self.status, [("Content-Type", "text/xml"), ("Content-Length", str(len(body)))])
-                return [body]
+                return [] if method == "HEAD" else [body]
             return app(environ, start)
 
         return run
@@ -351,6 +361,19 @@ def test_refusals_of_the_server_are_errors_without_its_text(
         refusing.is_on = False
         VOLUME.save(f"{url}/v.nii")
         assert Place(url).names() == ["v.nii"]
+
+
+def test_who_may_only_write_writes(ct: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refusing = Refusing("403 Forbidden", "AccessDenied", methods=("GET", "HEAD"))
+    with s3_server(refusing.wrap) as url:
+        VOLUME.save(f"{url}/v.nii")
+        assert main(["read", str(ct), f"{url}/ct.nii", "--force"]) == 0
+        assert main(["read", str(ct), f"{url}/ct.nii"]) == 1
+        assert "may not be read with these credentials" in capsys.readouterr().err
+        with pytest.raises(PermissionError, match="may not be read"):
+            medimg.load(f"{url}/v.nii")
+        refusing.is_on = False
+        assert Place(url).names() == ["ct.nii", "v.nii"]
 
 
 def test_a_bucket_that_is_not_there_is_a_clear_error(bucket: str) -> None:
@@ -422,13 +445,8 @@ def test_an_upload_of_several_parts_that_is_interrupted_is_aborted(temporary: Pa
         with s3_server(refusing.wrap) as url:
             with pytest.raises(Stop), atomic_output(f"{url}/x") as path:
                 make_large(path)
-            refusing.interrupt = None
             handled.set()
-            for _ in range(100):
-                if not list_uploads(url):
-                    break
-                threading.Event().wait(0.1)
-            assert list_uploads(url) == []
+            assert refusing.ends.get(timeout=60) == "DELETE"
             assert Place(url).names() == []
     finally:
         signal.signal(signal.SIGUSR1, before)
@@ -662,6 +680,63 @@ def test_an_exported_model_that_was_changed_is_refused(place: Place, exported: P
     with pytest.raises(CheckpointError, match="is not the file that was exported with") as caught:
         medimg.OnnxClassifier(path)
     assert str(path) in str(caught.value)
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves files, and a body of unknown length at ``/endless``."""
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/endless"):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(1000):
+                    self.wfile.write(bytes(2**16))
+        else:
+            super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def web_server(folder: Target) -> Iterator[str]:
+    handler = functools.partial(Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+def test_models_are_read_from_web_servers(
+    exported: Place, model: TransferClassifier, tmp_path: Path, data: medimg.ImageDataset
+) -> None:
+    for name in exported.names():
+        (tmp_path / name).write_bytes(exported.read(name))
+    model.save(tmp_path / "m.safetensors")
+    with web_server(tmp_path) as url:
+        assert medimg.load(f"{url}/m.safetensors?signature={SECRET}").classes == model.classes
+        for query in ("", f"?signature={SECRET}"):
+            assert medimg.OnnxClassifier(f"{url}/m.onnx{query}").classes == model.classes
+        facts = json.loads(exported.read("m.json"))
+        (tmp_path / "m.json").write_text(json.dumps({**facts, "file_sha256": "0" * 64}))
+        with pytest.raises(CheckpointError, match=rf"^{url}/m.onnx is not the file"):
+            medimg.OnnxClassifier(f"{url}/m.onnx")
+        (tmp_path / "m.json").unlink()
+        medimg.OnnxClassifier(f"{url}/m.onnx")
+        with pytest.raises(FileNotFoundError, match="there is no file"):
+            medimg.load(f"{url}/absent?signature={SECRET}")
+
+
+def test_a_body_without_end_is_not_read_to_its_end(
+    tmp_path: Path, data: medimg.ImageDataset, monkeypatch: pytest.MonkeyPatch, temporary: Path
+) -> None:
+    monkeypatch.setattr("medimg.data.splits.split_file._MOST_BYTES", 2**20)
+    with web_server(tmp_path) as url, pytest.raises(DatasetError, match=r"endless is larger than expected"):
+        medimg.load_split(f"{url}/endless", data)
+    assert not list(temporary.iterdir())
 
 
 def test_errors_of_reading_have_no_secrets(data: medimg.ImageDataset) -> None:

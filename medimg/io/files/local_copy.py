@@ -8,9 +8,15 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from medimg.errors import MedimgError, ReadError, also
+from medimg.errors import MedimgError
 from medimg.io.files.atomic import temporary_folder
-from medimg.io.files.object_storage import explain_failure, find_storage, local_name, redact_url
+from medimg.io.files.object_storage import (
+    convert_failure,
+    explain_failure,
+    find_storage,
+    local_name,
+    redact_url,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,15 +85,7 @@ def _download(url: str, copy: Path, most: int, error: type[MedimgError]) -> None
                     raise error(f"{shown} is larger than expected; check what the URL leads to")
                 file.write(block)
     except MedimgError as failure:
-        raise _convert(failure, error) from None
+        raise convert_failure(failure, error) from None
     # each protocol has its own errors
     except Exception as failure:
-        raise _convert(explain_failure(failure, url), error) from None
-
-
-def _convert(failure: MedimgError, error: type[MedimgError]) -> MedimgError:
-    """Return an error of reading a URL as that of the caller, and as the built-in error that it is."""
-    if not isinstance(failure, ReadError):
-        return failure
-    builtin = next(base for base in type(failure).__mro__ if base.__module__ == "builtins")
-    return also(error, builtin)(str(failure))
+        raise convert_failure(explain_failure(failure, url), error) from None

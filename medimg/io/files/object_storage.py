@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_location",
+    "convert_failure",
     "explain_failure",
     "explain_write_failure",
     "find_storage",
@@ -147,6 +148,14 @@ def local_name(url: str) -> str:
         return name
     suffix = PurePosixPath(name).suffix
     return f"file{suffix}" if _PLAIN_NAME.fullmatch(suffix[1:]) else "file"
+
+
+def convert_failure(failure: MedimgError, error: type[MedimgError]) -> MedimgError:
+    """Return an error of reading a URL as another one, and as the built-in error that it is."""
+    if not isinstance(failure, ReadError):
+        return failure
+    builtin = next(base for base in type(failure).__mro__ if base.__module__ == "builtins")
+    return also(error, builtin)(str(failure))
 
 
 def find_writable(url: str) -> tuple[Any, str]:

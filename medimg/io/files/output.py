@@ -13,6 +13,8 @@ from medimg.errors import StoreError, also
 from medimg.io.files.atomic import atomic_path, temporary_folder
 from medimg.io.files.object_storage import (
     check_location,
+    convert_failure,
+    explain_failure,
     explain_write_failure,
     find_writable,
     local_name,
@@ -163,7 +165,7 @@ def has_target(target: Path | str) -> bool:
         storage.invalidate_cache(path)
         return bool(storage.exists(path))
     except Exception as error:
-        raise explain_write_failure(error, target) from None
+        raise convert_failure(explain_failure(error, target), StoreError) from None
 
 
 def read_target_start(target: Path | str, count: int) -> bytes:
@@ -174,7 +176,7 @@ def read_target_start(target: Path | str, count: int) -> bytes:
     try:
         return bytes(storage.cat_file(path, start=0, end=count))
     except Exception as error:
-        raise explain_write_failure(error, target) from None
+        raise convert_failure(explain_failure(error, target), StoreError) from None
 
 
 def write_text(target: Path | str, text: str) -> None:
