@@ -137,7 +137,7 @@ class CheckpointError(MedimgError, ValueError):
 
 class StoreError(MedimgError, OSError):
     """
-    Instances were not stored on a server; ``result`` lists them, and those that were.
+    Nothing was written to a URL, or instances were not stored on a server: ``result`` lists these.
 
     It is a ConnectionError or TimeoutError, too, if the server failed: send them again later; a
     PermissionError if it does not accept the credentials; and neither if it refuses the instances.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medimg._public import set_module
-from medimg._validation import check_whole_number
+from medimg._validation import check_path, check_whole_number
 from medimg.core.read_report import Skipped
 from medimg.errors import MedimgError, ReadError
 from medimg.io._header_scan import scan_headers
@@ -103,7 +103,7 @@ def build_index(
         raise ReadError("index= is an SQLite file, which can't be at a URL; pass a path on this machine")
     if workers is not None:
         check_whole_number("workers", workers, least=1, error=ReadError)
-    saved = None if index is None else _open_index(source, Path(index))
+    saved = None if index is None else _open_index(source, check_path("index", index, error=ReadError))
     images, rest, has_rest = separate_images(source)
     found = SeriesIndex(tuple(map(object_series, images)))
     errors: list[MedimgError] = []

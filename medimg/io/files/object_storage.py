@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Final, TypeGuard
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
+from medimg._validation import check_path
 from medimg.core.content_hash import content_hash, json_text
-from medimg.errors import MissingDependencyError, ReadError, also
+from medimg.errors import MissingDependencyError, ReadError, StoreError, also
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from medimg.errors import MedimgError
 
 __all__ = [
+    "check_location",
+    "convert_failure",
     "explain_failure",
+    "explain_write_failure",
     "find_storage",
+    "find_writable",
     "get_status",
     "is_remote_url",
     "is_web_url",
+    "local_name",
     "name_url",
     "redact_url",
     "refuse_url_as_path",
+    "show_location",
 ]
 
 #: Protocols of fsspec, and the extra of medimg that has what each of them needs.
@@ -151,3 +164,80 @@ def get_status(error: BaseException) -> int | None:
     if isinstance(answer, dict):
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return status if isinstance(status, int) else None
+
+
+# writing, and copies of files on this machine
+
+#: Names that every file system takes.
+_PLAIN_NAME: Final = re.compile(r"[\w+-][\w.+ -]{0,99}", re.ASCII)
+_ERROR_CODE: Final = re.compile(r"\w{1,40}", re.ASCII)
+
+
+def check_location(name: str, value: object, *, error: type[MedimgError]) -> Path | str:
+    """Return a path-like value as a Path, or a URL as it is."""
+    if is_remote_url(value):
+        return value
+    if isinstance(value, os.PathLike):
+        try:
+            refuse_url_as_path(value)
+        except ReadError as failure:
+            raise error(f"{name}: {failure}") from None
+    return check_path(name, value, error=error)
+
+
+def show_location(location: Path | str) -> str:
+    """Return a path, or a URL without its secrets, for messages."""
+    return redact_url(location) if isinstance(location, str) else str(location)
+
+
+def local_name(url: str) -> str:
+    """Return the name of a file for the copy of a URL: its own, unless that is unusual; the same suffix."""
+    name = PurePosixPath(redact_url(url)).name
+    if _PLAIN_NAME.fullmatch(name):
+        return name
+    suffix = PurePosixPath(name).suffix
+    return f"file{suffix}" if _PLAIN_NAME.fullmatch(suffix[1:]) else "file"
+
+
+def convert_failure(failure: MedimgError, error: type[MedimgError]) -> MedimgError:
+    """Return an error of reading a URL as another one, and as the built-in error that it is."""
+    if not isinstance(failure, ReadError):
+        return failure
+    builtin = next(base for base in type(failure).__mro__ if base.__module__ == "builtins")
+    return also(error, builtin)(str(failure))
+
+
+def find_writable(url: str) -> tuple[Any, str]:
+    """Return the file system of a URL and the path in it; errors are those of writing."""
+    try:
+        return find_storage(url)
+    except ReadError as error:
+        raise explain_write_failure(error.__context__ or error, url) from None
+
+
+def explain_write_failure(error: BaseException, url: str) -> StoreError:
+    """Return the error of writing to a URL, without the text of a library, which may quote secrets."""
+    name, status = redact_url(url), get_status(error)
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return also(StoreError, FileNotFoundError)(
+            f"{name} can't be written, as there is no such bucket or container; make it, or check the URL"
+        )
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return also(StoreError, PermissionError)(
+            f"{name} may not be written with these credentials; check those of fsspec and of the environment"
+        )
+    if isinstance(error, TimeoutError):
+        return also(StoreError, TimeoutError)(f"{name} was not written in time; try again")
+    facts = [type(error).__name__, f"HTTP {status}" if status else "", _find_code(error)]
+    return also(StoreError, ConnectionError)(
+        f"{name} can't be written ({', '.join(filter(None, facts))}); check the URL, the network, and the "
+        "configuration of fsspec"
+    )
+
+
+def _find_code(error: BaseException) -> str:
+    """Return the code by which a server of S3 names its error; "" if there is none."""
+    answer = getattr(error.__cause__ or error, "response", None)
+    stated = answer.get("Error") if isinstance(answer, dict) else None
+    code = stated.get("Code") if isinstance(stated, dict) else None
+    return code if isinstance(code, str) and _ERROR_CODE.fullmatch(code) else ""
