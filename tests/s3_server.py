@@ -11,11 +11,21 @@ from unittest import mock
 
 import pytest
 
-__all__ = ["Application", "Wrap", "s3_server"]
+from medimg.io.files import object_storage
+
+__all__ = ["Application", "Wrap", "forget_storages", "s3_server"]
 
 #: A WSGI application, and what answers some requests in its place.
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 Wrap = Callable[[Application], Application]
+
+
+def forget_storages() -> None:
+    """Forget file systems, which are kept by their arguments, and know the server of the environment."""
+    import fsspec
+
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    object_storage._storages.clear()
 
 
 @contextmanager
@@ -39,12 +49,11 @@ def s3_server(wrap: Wrap | None = None) -> Iterator[str]:
     bucket = f"test-{secrets.token_hex(4)}"
     try:
         with mock.patch.dict(os.environ, variables):
-            fsspec.get_filesystem_class("s3").clear_instance_cache()
+            forget_storages()
             fsspec.filesystem("s3").mkdir(bucket)
             if wrap is not None:
                 server._server.app = wrap(server._server.app)
             yield f"s3://{bucket}"
     finally:
-        # file systems are kept by their arguments, and know the server
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        forget_storages()
         server.stop()

@@ -40,7 +40,7 @@ from medimg.errors import (
 )
 from medimg.io.files.output import atomic_output
 from tests.models.portable_models import portable_model, register
-from tests.s3_server import Application, s3_server
+from tests.s3_server import Application, forget_storages, s3_server
 
 Target = Path | str
 SECRET = "SESAME"
@@ -342,8 +342,8 @@ class Refusing:
     ("status", "code", "builtin", "message"),
     [
         ("403 Forbidden", "AccessDenied", PermissionError, "may not be written with these credentials"),
-        ("400 Bad Request", "EntityTooLarge", ConnectionError, r"\(OSError, EntityTooLarge\)"),
-        ("418 Teapot", "Strange", ConnectionError, r"\(OSError, Strange\)"),
+        ("400 Bad Request", "EntityTooLarge", ConnectionError, r"\(OSError, HTTP 400, EntityTooLarge\)"),
+        ("418 Teapot", "Strange", ConnectionError, r"\(OSError, HTTP 418, Strange\)"),
     ],
 )
 def test_refusals_of_the_server_are_errors_without_its_text(
@@ -386,15 +386,14 @@ def test_a_bucket_that_is_not_there_is_a_clear_error(bucket: str) -> None:
 def test_a_server_that_is_down_is_an_error_of_the_connection(bucket: str) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        storage = fsspec.get_filesystem_class("s3")
-        storage.clear_instance_cache()
+        forget_storages()
         try:
             with mock.patch.dict(os.environ, AWS_ENDPOINT_URL=f"http://127.0.0.1:{closed.getsockname()[1]}"):
                 for use in (lambda: VOLUME.save(f"{bucket}/v.nii"), lambda: medimg.load(f"{bucket}/m")):
                     with pytest.raises(ConnectionError, match=r"\(EndpointConnectionError\)"):
                         use()
         finally:
-            storage.clear_instance_cache()
+            forget_storages()
 
 
 def make_large(path: Path) -> None:

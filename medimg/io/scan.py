@@ -99,8 +99,6 @@ def build_index(
     index: str | os.PathLike[str] | None = None,
 ) -> tuple[SeriesIndex, list[MedimgError]]:
     """Return the series of a source, and the error of each of its skipped files; see :func:`scan`."""
-    if is_remote_url(index):
-        raise ReadError("index= is an SQLite file, which can't be at a URL; pass a path on this machine")
     if workers is not None:
         check_whole_number("workers", workers, least=1, error=ReadError)
     saved = None if index is None else _open_index(source, check_path("index", index, error=ReadError))
