@@ -46,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("model", type=Path, help="ONNX file of an exported model")
     parser.add_argument("scans", type=Path, nargs="+", help="folders, archives or files of scans")
-    parser.add_argument("--output", type=Path, help="CSV file for the table")
+    parser.add_argument("--output", help="CSV file or URL for the table")
     parser.add_argument(
         "--provider", action="append", help="execution provider of ONNX Runtime; repeat for several"
     )

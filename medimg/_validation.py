@@ -6,6 +6,7 @@ import difflib
 import math
 import operator
 import os
+import re
 import reprlib
 from collections.abc import Mapping
 from numbers import Real
@@ -37,6 +38,8 @@ __all__ = [
 
 _MOST_SEED: Final = 2**32 - 1  # scikit-learn's, which draws the folds
 _LARGEST_BATCH: Final = 2**31 - 1  # torch counts in 64 bits
+#: URLs, chained ones, and what Path makes of them; a drive of Windows has one letter.
+_URL: Final = re.compile(r"([a-z][a-z0-9+.:-]+):[/\\]", re.IGNORECASE)
 _Choice = TypeVar("_Choice")
 
 
@@ -64,9 +67,12 @@ def check_whole_number(
 
 
 def check_path(name: str, value: object, *, error: type[MedimgError] = TrainingError) -> Path:
-    """Return a path-like value as a Path."""
+    """Return a path-like value as a Path; a URL would make a folder of its scheme."""
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         raise also(error, TypeError)(f"{name} must be a path; found a {type(value).__name__}")
+    url = _URL.match(os.fspath(value))
+    if url is not None:
+        raise error(f"{name} must be a path on this machine; found one that begins like a URL, {url[1]}:")
     return Path(value)
 
 

@@ -35,6 +35,7 @@ may not be read a ``PermissionError``, an unknown column, tag or name a ``KeyErr
 type a ``TypeError``. ``except`` clauses for these work as for other libraries.
 """
 
+import copyreg
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
@@ -138,7 +139,7 @@ class CheckpointError(MedimgError, ValueError):
 
 class StoreError(MedimgError, OSError):
     """
-    Instances were not stored on a server; ``result`` lists them, and those that were.
+    Nothing was written to a URL, or instances were not stored on a server: ``result`` lists these.
 
     It is a ConnectionError or TimeoutError, too, if the server failed: send them again later; a
     PermissionError if it does not accept the credentials; and neither if it refuses the instances.
@@ -186,8 +187,20 @@ def also(error: type[_Error], builtin: type[BaseException]) -> type[_Error]:
         builtin = ValueError
     if (error, builtin) not in _MADE:
         members = {"__module__": error.__module__, "__doc__": error.__doc__, "__reduce__": _reduce}
-        _MADE[error, builtin] = type(error.__name__, (error, builtin), members)
+        made: Any = _BothErrors(error.__name__, (error, builtin), members)
+        _MADE[error, builtin] = made
     return cast("type[_Error]", _MADE[error, builtin])
+
+
+class _BothErrors(type):
+    """Types that :func:`also` makes, which processes pass on by what they are made of."""
+
+
+def _reduce_type(made: Any) -> Any:
+    return also, made.__bases__
+
+
+copyreg.pickle(_BothErrors, _reduce_type)
 
 
 def _reduce(error: MedimgError) -> tuple[Any, ...]:

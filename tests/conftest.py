@@ -10,6 +10,7 @@ import pytest
 
 from tests.conformance import Conformance
 from tests.orthanc import Orthanc, find_orthanc
+from tests.storage import Server, Storage, WebFolder, set_environment
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +22,40 @@ def real_data() -> Path:
     path = Path(root)
     assert path.is_dir(), f"MEDIMG_TEST_DATA names {path}, which is no folder"
     return path
+
+
+@pytest.fixture(scope="session")
+def _started_storage() -> Iterator[Storage]:
+    pytest.importorskip("moto", reason="moto is not installed: no object storage here")
+    pytest.importorskip("s3fs", reason="s3fs is not installed: no object storage here")
+    storage = Storage()
+    yield storage
+    storage.server.stop()
+
+
+@pytest.fixture
+def storage(_started_storage: Storage, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """An empty bucket of a server of S3."""
+    import fsspec
+
+    set_environment(monkeypatch)
+    monkeypatch.setitem(fsspec.config.conf, "s3", _started_storage.options)
+    # for processes that are not forked
+    for name in ("endpoint_url", "key", "secret"):
+        monkeypatch.setenv(f"FSSPEC_S3_{name.upper()}", _started_storage.options[name])
+    _started_storage.empty()
+    return _started_storage
+
+
+@pytest.fixture
+def web() -> Iterator[tuple[Server, WebFolder]]:
+    """A web server without files."""
+    pytest.importorskip("aiohttp", reason="aiohttp is not installed: no files of web servers here")
+    pytest.importorskip("werkzeug", reason="werkzeug is not installed: no web server here")
+    folder = WebFolder()
+    server = Server(folder)
+    yield server, folder
+    server.stop()
 
 
 @pytest.fixture

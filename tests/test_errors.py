@@ -191,3 +191,9 @@ def test_errors_of_encodings_take_a_message(error: type[MedimgError]) -> None:
         assert isinstance(made, ValueError)
         assert str(made) == "what was found"
         assert str(pickle.loads(pickle.dumps(made))) == "what was found"  # written here
+
+
+def test_types_of_errors_that_are_also_others_are_passed_on() -> None:
+    """As torch's workers do; one that can't be pickled would let the main process wait for ever."""
+    made = also(ReadError, ConnectionError)
+    assert pickle.loads(pickle.dumps(made)) is made

@@ -33,7 +33,7 @@ def add_dicom_results(parser: argparse.ArgumentParser) -> None:
         "results as DICOM (extra dicom-out)", "Credentials of a server are read from ~/.netrc."
     )
     add = group.add_argument
-    add("--dicom-out", type=parse_path, metavar="FOLDER", help="folder to write results of DICOM series to")
+    add("--dicom-out", type=parse_path, metavar="FOLDER", help="folder or URL for results of DICOM series")
     add(
         "--stow",
         metavar="URL",
@@ -57,7 +57,7 @@ def add_dicom_results(parser: argparse.ArgumentParser) -> None:
 class ResultTarget:
     """Where results go: a folder, a server, or both; with what became of them."""
 
-    folder: Path | None
+    folder: Path | str | None
     server: DicomWebServer | None
     made: int = 0
     stored: int = 0
@@ -82,7 +82,8 @@ class ResultTarget:
         ):
             self.made += 1
             if self.folder is not None:
-                files.append(write_instance(one, self.folder))
+                written = write_instance(one, self.folder)
+                files += [written] if isinstance(written, Path) else []
             if self.server is None:
                 continue
             waiting.append(one)
@@ -110,8 +111,10 @@ class ResultTarget:
 
     def _report(self) -> None:
         """Print what became of the results."""
+        from medimg.io.files.object_storage import show_location
+
         if self.folder is not None:
-            print(f"{self.made} DICOM files in {self.folder}", file=sys.stderr)
+            print(f"{self.made} DICOM files in {show_location(self.folder)}", file=sys.stderr)
         if self.server is None:
             return
         failed = len(self.failures)
@@ -131,6 +134,7 @@ def _count_bytes(result: Dataset) -> int:
 def find_result_target(args: argparse.Namespace) -> ResultTarget | None:
     """Return where results go, before anything is predicted; None if none are asked for."""
     import medimg
+    from medimg.io.files.output import check_target
 
     if args.verify is not None and args.stow is None:
         raise ConversionError("--verify is for the server of --stow URL, which was not given")
@@ -142,4 +146,7 @@ def find_result_target(args: argparse.Namespace) -> ResultTarget | None:
     server = None
     if args.stow is not None:
         server = medimg.dicomweb(args.stow, verify=True if args.verify is None else args.verify)
-    return ResultTarget(None if args.dicom_out is None else Path(args.dicom_out), server)
+    folder = None
+    if args.dicom_out is not None:
+        folder = check_target("--dicom-out", args.dicom_out, error=ConversionError, is_folder=True)
+    return ResultTarget(folder, server)

@@ -20,9 +20,13 @@ __all__ = ["add_doctor"]
 _IMAGECODECS = {"rle": "DICOMRLE", "jpeg": "JPEG8", "jpeg-lossless": "JPEG8", "jpeg-ls": "JPEGLS",
                 "jpeg-2000": "JPEG2K", "jpeg-xl": "JPEGXL"}  # fmt: skip
 _EXTRAS = (
+    "adlfs",
+    "aiohttp",
+    "gcsfs",
     "highdicom",
     "ipyniivue",
     "optuna",
+    "s3fs",
     "tensorboard",
     "timm",
     "torchio",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from medimg.cli._options import (
@@ -209,7 +209,7 @@ def add_read(commands: Commands) -> None:
         commands, "read", _read, "read a volume and write it as NIfTI, NRRD or MetaImage", aliases=["convert"]
     )
     parser.add_argument("source", type=parse_path, nargs="+", help="folder, archive or files of one series")
-    parser.add_argument("out", type=parse_path, help="file to write: .nii.gz, .nii, .nrrd or .mha")
+    parser.add_argument("out", type=parse_path, help="file or URL to write: .nii.gz, .nii, .nrrd or .mha")
     add_series(parser)
     add = parser.add_argument
     add("--spacing", type=float, nargs=3, metavar=("D", "H", "W"), help="resample to this spacing in mm")
@@ -247,7 +247,7 @@ def add_preview(commands: Commands) -> None:
     """Add ``medimg preview``."""
     parser = add_command(commands, "preview", _preview, "write a montage of slices as an image")
     parser.add_argument("source", type=parse_path, nargs="+", help="folder, archive or files of one series")
-    parser.add_argument("out", type=parse_path, help="file to write: .png, .pdf or .svg")
+    parser.add_argument("out", type=parse_path, help="file or URL to write: .png, .pdf or .svg")
     add_series(parser)
     add = parser.add_argument
     add("--most", type=int, default=12, help="largest number of slices (default: 12)")
@@ -257,18 +257,19 @@ def add_preview(commands: Commands) -> None:
 
 
 def _preview(args: argparse.Namespace) -> int:
-    from medimg.io.files.atomic import atomic_path
+    from medimg.io.files.output import atomic_output, check_target
     from medimg.io.read import find_series
 
-    out = Path(args.out)
-    if out.suffix.lower() not in _FIGURES:
+    out = check_target("the output", args.out, error=ConversionError)
+    suffix = PurePath(out).suffix.lower()
+    if suffix not in _FIGURES:
         raise also(ConversionError, ValueError)(
-            f"{args.out}: unknown format of a figure; expected {', '.join(_FIGURES)}"
+            f"{PurePath(out).name}: unknown format of a figure; expected {', '.join(_FIGURES)}"
         )
     check_output(args.out, force=args.force)
     series, _ = find_series(_one_or_list(args.source), args.series)
     figure = series.plot(most=args.most, window=args.window)
-    with atomic_path(out) as temporary:
-        figure.savefig(temporary, format=out.suffix[1:].lower())
+    with atomic_output(out) as temporary:
+        figure.savefig(temporary, format=suffix[1:])
     print(out)
     return 0

@@ -35,12 +35,12 @@ __all__ = ["add_evaluate", "add_explain", "add_predict"]
 def add_predict(commands: Commands) -> None:
     """Add ``medimg predict``."""
     parser = add_command(commands, "predict", _predict, "predict on files, folders or archives")
-    parser.add_argument("model", type=parse_path, help="checkpoint, such as run/model.safetensors")
+    parser.add_argument("model", type=parse_path, help="checkpoint or its URL, such as run/model.safetensors")
     parser.add_argument(
         "sources", type=parse_path, nargs="+", help="files, or folders and archives of one or more series"
     )
     add = parser.add_argument
-    add("--out", type=parse_path, help="CSV file to write (default: stdout)")
+    add("--out", type=parse_path, help="CSV file or URL to write (default: stdout)")
     add("--unit", choices=("series", "image"), default="series", help="unit of a row (default: series)")
     add("--batch-size", type=int, default=32, help="images per batch (default: 32)")
     add(
@@ -68,7 +68,7 @@ def _parse_views(text: str) -> int | list[str]:
 
 def _predict(args: argparse.Namespace) -> int:
     import medimg
-    from medimg.io.files.atomic import write_text
+    from medimg.io.files.output import check_target, write_text
     from medimg.io.files.spreadsheet import escape_formulas
 
     check_output(args.out, force=args.force)
@@ -85,7 +85,7 @@ def _predict(args: argparse.Namespace) -> int:
     )
     text = escape_formulas(table).to_csv(index=False, lineterminator="\n")
     if args.out is not None:
-        write_text(Path(args.out), text)
+        write_text(check_target("--out", args.out, error=ConversionError), text)
     if args.json:
         print_json(table.astype(object).where(table.notna(), None).to_dict("records"))
     elif args.out is None:
@@ -102,7 +102,7 @@ def _predict(args: argparse.Namespace) -> int:
 def add_evaluate(commands: Commands) -> None:
     """Add ``medimg evaluate``."""
     parser = add_command(commands, "evaluate", _evaluate, "evaluate a model on a table of labeled images")
-    parser.add_argument("model", type=parse_path, help="checkpoint, such as run/model.safetensors")
+    parser.add_argument("model", type=parse_path, help="checkpoint or its URL, such as run/model.safetensors")
     add_labels(parser)
     add = parser.add_argument
     add("--split", type=parse_path, help="split.json of the training; its test images are evaluated")
@@ -125,9 +125,9 @@ def add_evaluate(commands: Commands) -> None:
         default="raise",
         help="whether images of the training are an error or a limitation (default: raise)",
     )
-    add("--html", type=parse_path, help="report to write")
+    add("--html", type=parse_path, help="report to write, a file or URL")
     add("--title", help="heading of the report")
-    add("--out", type=parse_path, help="CSV file of the predictions to write")
+    add("--out", type=parse_path, help="CSV file or URL of the predictions to write")
     add_json(parser)
     add_force(parser)
     add_feedback(parser)
@@ -138,11 +138,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     for path in (args.html, args.out):
         check_output(path, force=args.force)
-    if (
-        args.out is not None
-        and args.html is not None
-        and Path(args.out).resolve() == Path(args.html).resolve()
-    ):
+    if args.out is not None and args.html is not None and _is_same_file(args.out, args.html):
         raise ConversionError(f"--html and --out name one file, {args.out}; expected one for each")
     model = medimg.load(args.model)
     data = _read_labeled(args, model)
@@ -169,6 +165,14 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.html is not None:
         report.to_html(args.html, title=args.title)
     return 0
+
+
+def _is_same_file(first: str, second: str) -> bool:
+    from medimg.io.files.object_storage import is_remote_url
+
+    if is_remote_url(first) or is_remote_url(second):
+        return first == second
+    return Path(first).resolve() == Path(second).resolve()
 
 
 def _read_labeled(args: argparse.Namespace, model: TransferClassifier) -> ImageDataset:
@@ -212,9 +216,9 @@ def add_explain(commands: Commands) -> None:
         epilog="OUT gets overlay.png, and heat.nii.gz at the same position in the patient if the slices form "
         "a volume.",
     )
-    parser.add_argument("model", type=parse_path, help="checkpoint, such as run/model.safetensors")
+    parser.add_argument("model", type=parse_path, help="checkpoint or its URL, such as run/model.safetensors")
     parser.add_argument("source", type=parse_path, help="file, folder or archive of one series")
-    parser.add_argument("--out", type=parse_path, required=True, help="folder to write")
+    parser.add_argument("--out", type=parse_path, required=True, help="folder or URL to write to")
     add_series(parser)
     add = parser.add_argument
     add("--target", help="class (default: the most probable one)")
@@ -229,12 +233,13 @@ def add_explain(commands: Commands) -> None:
 def _explain(args: argparse.Namespace) -> int:
     import medimg
     from medimg.errors import GeometryError
-    from medimg.io.files.atomic import atomic_path
+    from medimg.io.files.output import atomic_output, check_target, join_target
     from medimg.io.read import find_series
 
-    overlay, heat = Path(args.out, "overlay.png"), Path(args.out, "heat.nii.gz")
+    folder = check_target("--out", args.out, error=ConversionError, is_folder=True)
+    overlay, heat = (join_target(folder, name) for name in ("overlay.png", "heat.nii.gz"))
     for path in (overlay, heat):
-        check_output(str(path), force=args.force)
+        check_output(path, force=args.force)
     series, _ = find_series(args.source, args.series)
     found = medimg.explain(
         medimg.load(args.model),
@@ -245,12 +250,12 @@ def _explain(args: argparse.Namespace) -> int:
         progress=args.progress,
     )
     written = [overlay]
-    with atomic_path(overlay) as temporary:
+    with atomic_output(overlay) as temporary:
         found.plot(most=args.most).savefig(temporary, format="png")
     try:
         written.append(found.save(heat))
     except GeometryError as error:
-        print(f"no {heat.name}: {error}", file=sys.stderr)
+        print(f"no heat.nii.gz: {error}", file=sys.stderr)
     if args.json:
         print_json(
             {

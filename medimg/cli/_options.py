@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from medimg.errors import ConversionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 __all__ = [
     "Commands",
@@ -148,7 +148,15 @@ def parse_weights(text: str) -> str | None:
     return None if text.lower() == "none" else text
 
 
-def check_output(path: str | None, *, force: bool) -> None:
-    """Refuse to replace a file, unless told to; None is no file."""
-    if path is not None and not force and Path(path).exists():
-        raise ConversionError(f"{path} already exists; name another file, or pass --force to replace it")
+def check_output(path: Path | str | None, *, force: bool) -> None:
+    """Refuse a URL that can't be written to, and to replace a file, unless told to; None is no file."""
+    from medimg.io.files.object_storage import show_location
+    from medimg.io.files.output import check_target, has_target
+
+    if path is None:
+        return
+    target = check_target("the output", path, error=ConversionError)
+    if not force and has_target(target):
+        raise ConversionError(
+            f"{show_location(target)} already exists; name another file, or pass --force to replace it"
+        )

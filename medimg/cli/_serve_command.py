@@ -41,6 +41,13 @@ def add_serve(commands: Commands) -> None:
         metavar="URL",
         help="DICOMweb server whose studies requests may name by URL; credentials are read from ~/.netrc",
     )
+    add(
+        "--allowed-host",
+        action="append",
+        metavar="NAME",
+        help="name by which clients may reach the service, such as that which a proxy forwards; * for any "
+        "(default: on a loopback address localhost alone, on others any; addresses always)",
+    )
     group = parser.add_argument_group("limits; medimg.serve.ServiceLimits describes them")
     add = group.add_argument
     add("--max-upload-mb", type=int, default=1024, help="size of a request's body (default: 1024)")
@@ -55,14 +62,21 @@ def add_serve(commands: Commands) -> None:
 def _serve(args: argparse.Namespace) -> int:
     import medimg
     from medimg.serve import ServiceLimits, make_app
-    from medimg.serve.run_server import run_server
+    from medimg.serve.run_server import choose_hosts, run_server
     from medimg.serve.service import check_extra
 
     check_extra("fastapi", "python_multipart", "uvicorn")
     names = [field.name for field in dataclasses.fields(ServiceLimits)]
     limits = ServiceLimits(**{name: getattr(args, name) for name in names})
     model = medimg.load(args.model).to(parse_device(args.device))
-    app = make_app(model, unit=args.unit, batch_size=args.batch_size, limits=limits, dicomweb=args.dicomweb)
+    app = make_app(
+        model,
+        unit=args.unit,
+        batch_size=args.batch_size,
+        limits=limits,
+        dicomweb=args.dicomweb,
+        allowed_hosts=args.allowed_host or choose_hosts(args.host),
+    )
     run_server(app, host=args.host, port=args.port)
     return 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medimg.cli._options import (
@@ -103,8 +102,8 @@ def _add_training(add: Callable[..., Any]) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     import medimg
-    from medimg._validation import check_seed
-    from medimg.errors import DatasetError
+    from medimg._validation import check_path, check_seed
+    from medimg.errors import ConversionError, DatasetError
     from medimg.evaluation.subgroups import find_subgroups
 
     check_seed(args.seed)
@@ -112,7 +111,7 @@ def _train(args: argparse.Namespace) -> int:
         raise DatasetError(
             f"--fractions are those of train, val and test; found {len(args.fractions)} numbers"
         )
-    output = Path(args.output)
+    output = check_path("--output", args.output, error=ConversionError)
     for name in (
         _MODEL,
         _SPLIT,
@@ -122,7 +121,7 @@ def _train(args: argparse.Namespace) -> int:
         "last.safetensors",
         "history.csv",
     ):
-        check_output(str(output / name), force=args.force or args.resume)
+        check_output(output / name, force=args.force or args.resume)
     _check_weights(args)
 
     data = read_dataset(args, unit=args.unit, cache=args.cache)

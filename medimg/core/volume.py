@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 
@@ -511,31 +511,36 @@ class Volume:
 
         return resample_volume(self, spacing, interpolation=interpolation, antialias=antialias)
 
-    def save(self, path: str | os.PathLike[str], *, compress: bool = True) -> Path:
+    @overload
+    def save(self, path: os.PathLike[str], *, compress: bool = True) -> Path: ...
+    @overload
+    def save(self, path: str, *, compress: bool = True) -> Path | str: ...
+    def save(self, path: str | os.PathLike[str], *, compress: bool = True) -> Path | str:
         """
         Write the volume to a file; an existing one is replaced, in one step.
 
         Parameters
         ----------
         path : str or Path
-            File, whose name chooses the format: ``.nii.gz`` or ``.nii`` (NIfTI), ``.nrrd`` (NRRD) or ``.mha``
-            (MetaImage). Missing folders are made.
+            File, or URL of object storage such as ``s3://bucket/ct.nii.gz``. Its name chooses the format:
+            ``.nii.gz`` or ``.nii`` (NIfTI), ``.nrrd`` (NRRD) or ``.mha`` (MetaImage). Missing folders are
+            made.
         compress : bool
             Whether the values of NRRD and MetaImage are compressed, without loss. Uncompressed files are
             larger, and can be read with ``mapped=True``.
 
         Returns
         -------
-        Path
-            The file.
+        Path or str
+            The file; of a URL the URL.
 
         Raises
         ------
         ConversionError
             If the format is unknown, or can't hold the values: truth values, complex numbers, 16-bit
-            floating-point numbers, colors of more than 8 bits.
+            floating-point numbers, colors of more than 8 bits; or if the URL can't be written to.
         OSError
-            If the file can't be written.
+            If the file can't be written; of a URL a :class:`~medimg.errors.StoreError`.
 
         Notes
         -----
@@ -546,7 +551,7 @@ class Volume:
         anything that identifies a patient.
         """
         # by name, as writing is above this layer
-        write: Callable[..., Path] = import_module("medimg.io.write").write
+        write: Callable[..., Path | str] = import_module("medimg.io.write").write
         return write(self, path, compress=compress)
 
     def plot(

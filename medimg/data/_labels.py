@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, cast
+from urllib.parse import quote
 
 import numpy as np
 
 from medimg._validation import did_you_mean
+from medimg.core.parallel import ordered_map
 from medimg.core.progress import Progress, progress_bar
 from medimg.data.identifiers import FilePatients, add_file_patients
 from medimg.data.patients import check_exact, normalize_number, normalize_patient
 from medimg.errors import DatasetError, MedimgError, also
 from medimg.io.detect import FORMATS
 from medimg.io.dicomweb.service_url import is_dicomweb_url
+from medimg.io.files.object_storage import is_remote_url, is_web_url, name_url, redact_url, refuse_url_as_path
 from medimg.io.files.regular_file import explain_irregular
+from medimg.io.files.remote_folder import list_subfolders, open_blob
 from medimg.io.own_results import leave_out_results
 from medimg.io.read import find_series
 from medimg.io.scan import scan
+from medimg.io.sources import REMOTE_WORKERS, name_source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LabeledSeries",
     "PatientRule",
+    "find_table_folder",
     "is_one_column",
     "label_folders",
     "label_rows",
@@ -49,6 +56,7 @@ PatientRule: TypeAlias = str | Callable[[Path], str] | None
 
 
 #: File names as images have.
+_MAX_TABLE: Final = 2**31
 _FILE_NAME: Final = re.compile(
     r"\.(dcm|dicom|ima|nii|hdr|img|nrrd|nhdr|mha|mhd|png|jpe?g|tiff?|bmp|webp|gif|zip)(\.gz)?$", re.IGNORECASE
 )
@@ -69,14 +77,19 @@ class LabeledSeries:
         object.__setattr__(self, "file_patient", normalize_patient(self.file_patient))
 
 
-def _extract_patient(rule: PatientRule, series: Series, root: Path) -> str:
+def _extract_patient(rule: PatientRule, series: Series, root: Path | str) -> str:
     """Return the patient of a series by a rule for its path; without one, its Patient ID."""
-    path = Path(series.path)
     if rule is None:
         return series.patient_id
+    if isinstance(root, str):
+        # what follows the scheme of a URL is a path
+        relative = series.path[len(name_url(root)) :].lstrip("/")
+        path = Path(series.path.partition("://")[2])
+    else:
+        path = Path(series.path)
+        relative = "" if callable(rule) else path.relative_to(root).as_posix()
     if callable(rule):
         return str(rule(path))
-    relative = path.relative_to(root).as_posix()
     match = re.search(rule, relative)
     if match is None:
         raise DatasetError(f"patient={rule!r} does not match the path {relative!r}")
@@ -91,19 +104,19 @@ def label_folders(
     progress: Progress,
 ) -> tuple[list[LabeledSeries], list[Skipped]]:
     """Return the series below each subfolder, labeled with the subfolder's name, and the skipped files."""
-    folder = _open_folder(root)
-    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folder = root.rstrip("/") if is_remote_url(root) else _open_folder(root)
+    classes = _list_class_folders(folder)
     if not classes:
         raise DatasetError(
-            f"{folder} has no subfolders; expected one for each class, or label=None for images without "
-            "labels"
+            f"{name_source(folder)} has no subfolders; expected one for each class, or label=None for images "
+            "without labels"
         )
     found: list[LabeledSeries] = []
     skipped: list[Skipped] = []
-    for class_folder in classes:
+    for name, class_folder in classes:
         index = _scan_images(class_folder, "the class folder ", progress=progress)
         skipped += index.skipped
-        label = normalize_number(class_folder.name)
+        label = normalize_number(name)
         found += [LabeledSeries(series, label, _extract_patient(patient, series, folder)) for series in index]
     return add_file_patients(found, file_patients, "item"), skipped
 
@@ -116,23 +129,33 @@ def list_unlabeled(
     progress: Progress,
 ) -> tuple[list[LabeledSeries], list[Skipped]]:
     """Return all series below a folder, without labels, and the skipped files."""
-    folder = _open_folder(root)
+    folder = root.rstrip("/") if is_remote_url(root) else _open_folder(root)
     index = _scan_images(folder, "", progress=progress)
     found = [LabeledSeries(series, None, _extract_patient(patient, series, folder)) for series in index]
     return add_file_patients(found, file_patients, "item"), list(index.skipped)
 
 
-def _scan_images(folder: Path, role: str, *, progress: Progress) -> SeriesIndex:
+def _list_class_folders(folder: Path | str) -> list[tuple[str, Path | str]]:
+    """Return names and paths, or URLs, of the folders of classes."""
+    if isinstance(folder, str):
+        return [(name, f"{folder}/{name}") for name in list_subfolders(folder)]
+    found = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [(path.name, path) for path in found]
+
+
+def _scan_images(folder: Path | str, role: str, *, progress: Progress) -> SeriesIndex:
     """Scan a folder that must have an image; results of medimg are none."""
     index, _ = leave_out_results(scan(folder, progress=progress), [])
     if not index:
         raise DatasetError(
-            f"no image in {role}{folder} ({len(index.skipped)} files skipped); expected {FORMATS}"
+            f"no image in {role}{name_source(folder)} ({len(index.skipped)} files skipped); "
+            f"expected {FORMATS}"
         )
     return index
 
 
 def _open_folder(root: str | Path) -> Path:
+    refuse_url_as_path(root)
     folder = Path(root)
     try:
         is_folder = folder.is_dir()
@@ -153,6 +176,10 @@ def read_table(csv: Any) -> pd.DataFrame:
         return csv
     if not isinstance(csv, str | os.PathLike) and not hasattr(csv, "read"):
         raise DatasetError(f"csv must be the path of a table or a DataFrame; found a {type(csv).__name__}")
+    if is_remote_url(csv):
+        csv = _fetch_table(csv)
+    elif isinstance(csv, os.PathLike):
+        refuse_url_as_path(csv)
     irregular = "" if _is_special(csv) else explain_irregular(csv)
     if irregular:
         raise DatasetError(f"{csv} can't be opened: it is {irregular}; expected a CSV table")
@@ -169,6 +196,25 @@ def read_table(csv: Any) -> pd.DataFrame:
         raise DatasetError(f"{csv} is not a CSV table in UTF-8 ({type(error).__name__})") from None
     names = [f"Unnamed: {n}" if pd.isna(name) else str(name) for n, name in enumerate(rows.iloc[0])]
     return rows.iloc[1:].set_axis(names, axis=1).reset_index(drop=True)
+
+
+def _fetch_table(url: str) -> BinaryIO:
+    """Return the bytes of a table at a URL, decompressed."""
+    blob = open_blob(url)
+    if blob.start(2) == b"\x1f\x8b":
+        blob = blob.unzipped()
+    if blob.bound() > _MAX_TABLE and blob.size() > _MAX_TABLE:
+        raise DatasetError(f"{blob.name} has more than {_MAX_TABLE >> 20} MB, too many for a table")
+    with blob.stream() as file:
+        return io.BytesIO(file.read())
+
+
+def find_table_folder(csv: object) -> Path | str:
+    """Return the folder of a table, or its URL, that paths in it are relative to."""
+    if is_remote_url(csv):
+        plain = redact_url(csv) if is_web_url(csv) else csv
+        return plain.rpartition("/")[0]
+    return Path(csv).parent if isinstance(csv, str | os.PathLike) else Path()
 
 
 def _is_special(csv: object) -> bool:
@@ -265,7 +311,7 @@ def _parse_indicator(number: int, column: str, value: object) -> float:
 
 def label_rows(
     table: pd.DataFrame,
-    root: Path,
+    root: Path | str,
     *,
     path: str,
     label: str | Sequence[str] | None,
@@ -290,12 +336,13 @@ def label_rows(
     _check_files(rows, root, path)
     found = []
     problems = []
-    numbered = progress_bar(rows, desc="indexing", unit="image", progress=progress)
-    for number, row in enumerate(numbered):
-        try:
-            series, _ = find_series(_locate(root, str(row[path])))
-        except MedimgError as error:
-            problems.append(str(error))
+    sources = [_locate(root, str(row[path])) for row in rows]
+    workers = REMOTE_WORKERS if any(isinstance(source, str) for source in sources) else 1
+    opened = ordered_map(_find_row, sources, workers)
+    numbered = progress_bar(opened, desc="indexing", unit="image", progress=progress, total=len(rows))
+    for number, (row, series) in enumerate(zip(rows, numbered, strict=True)):
+        if isinstance(series, MedimgError):
+            problems.append(str(series))
             continue
         known = row[patient] if patient else series.patient_id
         where = normalize_number(row[domain]) if domain else ""
@@ -309,9 +356,26 @@ def label_rows(
     return add_file_patients(found, file_patients, "row")
 
 
-def _locate(root: Path, name: str) -> Path | str:
-    """Return the file of a row, or the URL of a study, series or instance."""
-    return name if is_dicomweb_url(name) else root / name
+def _find_row(source: Path | str) -> Series | MedimgError:
+    try:
+        return find_series(source)[0]
+    except MedimgError as error:
+        return error
+
+
+def _locate(root: Path | str, name: str) -> Path | str:
+    """Return the file of a row, or its URL; DatasetError for a path that leads out of a folder at a URL."""
+    if is_dicomweb_url(name) or is_remote_url(name):
+        return name
+    if isinstance(root, Path):
+        return root / name
+    parts = name.replace("\\", "/").split("/")
+    if ".." in parts or "\0" in name or PureWindowsPath(name).anchor:
+        raise DatasetError(
+            f"a table has a path that leads out of {name_url(root)}; expected paths below it, or URLs"
+        )
+    parts = [part for part in parts if part not in ("", ".")]
+    return "/".join((root, *(map(quote, parts) if is_web_url(root) else parts)))
 
 
 def _may_exist(path: Path | str) -> bool:
@@ -327,7 +391,7 @@ def _quote_file_name(cell: str) -> str:
     return f": {cell}" if _FILE_NAME.search(cell) else ""
 
 
-def _check_files(rows: list[dict[str, Any]], root: Path, path: str) -> None:
+def _check_files(rows: list[dict[str, Any]], root: Path | str, path: str) -> None:
     names = [str(row[path]) for row in rows]
     absent = [n for n, name in enumerate(names) if not _may_exist(_locate(root, name))]
     if absent:
@@ -341,6 +405,7 @@ def _check_files(rows: list[dict[str, Any]], root: Path, path: str) -> None:
     count = Counter(paths)
     if len(count) < len(paths):
         twice = next(name for name, real in zip(names, paths, strict=True) if count[real] > 1)
+        twice = name_url(twice) if is_remote_url(twice) else twice
         raise DatasetError(
             f"{len(paths) - len(count)} row(s) repeat a path of the table, the first is {twice!r}; "
             "keep one row for each image"

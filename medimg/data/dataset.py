@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import defaultdict
 from dataclasses import asdict, replace
@@ -48,9 +47,11 @@ from medimg.data.items import (
 from medimg.data.patients import UNKNOWN, patient_key
 from medimg.errors import DatasetError, MedimgWarning
 from medimg.executors.executor_map import check_executor
+from medimg.io.files.object_storage import is_remote_url
 from medimg.preprocessing.preprocess import Preprocess
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
     from concurrent.futures import Executor
 
@@ -167,8 +168,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         Parameters
         ----------
         root : str or Path
-            Folder with a subfolder for each class; series may be at any depth below. Results that medimg has
-            written are skipped.
+            Folder, or its URL in object storage, with a subfolder for each class; series may be at any depth
+            below. Results that medimg has written are skipped.
         preprocess : Preprocess, optional
             Preprocessing.
         label : {"folder"} or None
@@ -178,7 +179,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
             Unit of an item.
         patient : str or callable, optional
             Patient by path, if the files have no Patient ID: a regular expression, such as
-            ``r"(person\d+)"``, searched in the path below `root`, or a function of the path. Identifiers are
+            ``r"(person\d+)"``, searched in the path below `root`, or a function of the path (of a URL
+            without its scheme). Identifiers are
             compared without regard to spelling: 3, "003" and "3 " are one patient, and a placeholder such as
             "ANONYMOUS" is none.
         file_patients : {"check", "ignore"}
@@ -244,10 +246,10 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         Parameters
         ----------
         csv : str, Path or DataFrame
-            Table.
+            Table, or its URL.
         path : str
-            Column of files, folders with one series each, or URLs of series on a DICOMweb server (see
-            :func:`medimg.dicomweb`).
+            Column of files, folders with one series each, or URLs: of these in object storage, of files on
+            web servers, or of series on a DICOMweb server (see :func:`medimg.dicomweb`).
         label : str, sequence of str, or None
             Column of class names; several columns of 0 and 1, or False and True, make a multilabel dataset.
             None: images without labels, as for :mod:`medimg.adapt` and :func:`medimg.domain_shift`.
@@ -263,7 +265,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         preprocess : Preprocess, optional
             Preprocessing.
         root : str or Path, optional
-            Folder that paths are relative to; by default that of the table.
+            Folder, or its URL, that paths are relative to; by default that of the table. Below a URL, paths
+            can't be absolute or have "..".
         unit : {"image", "series"}
             Unit of an item.
         classes : sequence of str, optional
@@ -292,10 +295,10 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         """
         table = _labels.read_table(csv)
         if root is None:
-            root = Path(csv).parent if isinstance(csv, str | os.PathLike) else Path()
+            root = _labels.find_table_folder(csv)
         labeled = _labels.label_rows(
             table,
-            check_path("root", root, error=DatasetError),
+            root.rstrip("/") if is_remote_url(root) else check_path("root", root, error=DatasetError),
             path=path,
             label=label,
             patient=patient,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from medimg._validation import check_text, printable
-from medimg.errors import CheckpointError
+from medimg.errors import CheckpointError, also
 from medimg.io.files.atomic import hash_file
 from medimg.io.files.hub_files import MODEL_FILE, check_repository, push_files
 
@@ -38,6 +39,12 @@ def push_to_hub(
         raise CheckpointError(f"{printable(name)} has a revision; pass it as revision=, and owner/name alone")
     if license is not None:
         check_text("license", license, error=CheckpointError)
+    if token is not None:
+        _check_token(token)
+    if report is not None and not callable(getattr(report, "to_model_card", None)):
+        raise also(CheckpointError, TypeError)(
+            f"report must be what medimg.evaluate returned, or None; found a {type(report).__name__}"
+        )
     with tempfile.TemporaryDirectory() as folder:
         file = model.save(Path(folder, MODEL_FILE))
         digest = hash_file(file)
@@ -53,6 +60,14 @@ def push_to_hub(
             token=token,
             revision=revision,
             message=message or f"{type(model).__name__} {model.backbone_name}",
+        )
+
+
+def _check_token(token: object) -> None:
+    """Refuse what can't be in a header: the error of the library for HTTP would quote it."""
+    if not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):
+        raise CheckpointError(
+            "token has characters, such as spaces or line ends, that no token has; copy it from the hub again"
         )
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from medimg.core.parallel import ordered_map
 from medimg.core.progress import Progress, progress_bar
 from medimg.errors import ReadError
 from medimg.executors.executor_map import executor_map
 from medimg.io.detect import Unreadable, inspect_file
 from medimg.io.dicom.scanning.uniform_scan import scan_uniform_files
 from medimg.io.files.blob import as_blob
+from medimg.io.sources import REMOTE_WORKERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,7 +69,7 @@ def scan_headers(
         return _scan_by_executor(files, chosen, executor, workers, progress)
     with progress_bar(desc="scanning", unit="file", progress=progress, total=len(chosen)) as bar:
         uniform, rest = _scan_in_blocks(files, chosen, workers, bar)
-        return HeaderScan(uniform, list(_inspect_each(files, rest, workers or 1, bar)))
+        return HeaderScan(uniform, list(_inspect_each(files, rest, workers, bar)))
 
 
 def _scan_in_blocks(
@@ -140,7 +141,7 @@ def _folder_of(file: Blob | str) -> str:
 
 
 def _scan_block(files: Sequence[Blob | str]) -> HeaderScan | None:
-    return scan_headers(files, range(len(files)), workers=1, progress=False)
+    return scan_headers(files, range(len(files)), progress=False)
 
 
 def _add_block(found: HeaderScan, numbers: Sequence[int], scanned: HeaderScan) -> None:
@@ -160,11 +161,16 @@ def _lose_file(files: Sequence[Blob | str], error: ExecutorError) -> HeaderScan:
 
 
 def _inspect_each(
-    files: Sequence[Blob | str], chosen: Sequence[int], workers: int, bar: ProgressBar[Any]
+    files: Sequence[Blob | str], chosen: Sequence[int], workers: int | None, bar: ProgressBar[Any]
 ) -> Iterator[tuple[int, Scanned | None]]:
-    blobs = (as_blob(files[n]) for n in chosen)
-    with ThreadPoolExecutor(workers) as pool:
-        found = map(inspect_file, blobs) if workers == 1 else pool.map(inspect_file, blobs)
-        for number, result in zip(chosen, found, strict=True):
-            bar.update()
-            yield number, result
+    blobs = [as_blob(files[n]) for n in chosen]
+    if workers is None:
+        workers = REMOTE_WORKERS if any(blob.listed_file for blob in blobs) else 1
+    found = ordered_map(inspect_file, blobs, workers)
+    for number, blob, result in zip(chosen, blobs, found, strict=True):
+        # without its server or the network, no other file is found either
+        lost = result.error if blob.listed_file and isinstance(result, Unreadable) else None
+        if isinstance(lost, ConnectionError | TimeoutError):
+            raise lost
+        bar.update()
+        yield number, result

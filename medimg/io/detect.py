@@ -324,7 +324,9 @@ def _is_permanent(blob: Blob, error: MedimgError) -> bool:
         cause = cause.__context__
     if isinstance(error, NotAnImageError):
         return True
-    # headers of other formats may refer to files with the values
+    # headers of other formats may refer to files with the values; of files elsewhere nothing is recorded
+    if blob.is_remote:
+        return False
     try:
         return is_dicom(blob.start())
     except MedimgError:

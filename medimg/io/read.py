@@ -66,8 +66,9 @@ def read(
                             read from the start
         pydicom Dataset     an instance in memory, with its pixels
         list of these       the one series that they form (no folders)
-        URL                 of a study, series or instance of a DICOMweb server, whose pixels are fetched;
-                            see :func:`medimg.dicomweb`
+        URL                 ``s3://``, ``gs://`` or ``az://``: a folder, file, zip archive or DICOMDIR in
+                            object storage; ``https://``: a file or zip archive of a web server, or a study,
+                            series or instance of a DICOMweb server (see :func:`medimg.dicomweb`)
         Series              from :func:`medimg.scan`
         other image         of SimpleITK, nibabel, MONAI, TorchIO, highdicom, Pillow or xarray, in memory; see
                             :func:`medimg.from_sitk` and the others

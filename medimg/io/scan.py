@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medimg._public import set_module
-from medimg._validation import check_whole_number
+from medimg._validation import check_path, check_whole_number
 from medimg.core.read_report import Skipped
 from medimg.errors import MedimgError, ReadError
 from medimg.executors.executor_map import check_executor
@@ -19,6 +19,7 @@ from medimg.io.detect import Unreadable
 from medimg.io.dicom.header.instance import Instance
 from medimg.io.dicom.series.build import build_all_series, build_regular_series
 from medimg.io.dicomweb.server import find_server, separate_resources
+from medimg.io.files.object_storage import is_remote_url, refuse_url_as_path
 from medimg.io.memory_series import object_series
 from medimg.io.series import Series
 from medimg.io.series_index import SeriesIndex, SkippedFiles
@@ -60,12 +61,13 @@ def scan(
     ----------
     source : str, Path, bytes, binary file object, pydicom Dataset, or list of these
         Folder, zip archive (read in place), DICOMDIR (for the files that it references), single files, or
-        URLs of studies, series or instances of a DICOMweb server (see :func:`medimg.dicomweb`). A
+        URLs: of these in object storage (``s3://``, ``gs://``, ``az://``), of files and zip archives on web
+        servers, and of studies, series or instances of a DICOMweb server (see :func:`medimg.dicomweb`). A
         zip archive inside a folder is skipped, as the folder often contains its content as well: read it by
         itself. A DICOMDIR inside a folder is ignored.
     workers : int, optional
-        Number of threads that read headers; by default one, or 16 if files are slow to open, as on network
-        drives. Or number of blocks of files that an executor works on at once.
+        Number of threads that read headers; by default one, 16 if files are slow to open, as on network
+        drives, or 24 for URLs. Or number of blocks of files that an executor works on at once.
     executor : concurrent.futures.Executor, optional
         Executor whose workers read the headers of files that they see, too; see :doc:`/scale`.
     progress : "auto" or bool
@@ -84,7 +86,8 @@ def scan(
     ------
     ReadError
         If the path does not exist, the source has an unsupported type, `workers` is not a positive number, or
-        the index is another file or can't be written.
+        the index is another file or can't be written. If a URL can't be read; it is a ``FileNotFoundError``,
+        ``PermissionError``, ``TimeoutError`` or ``ConnectionError``, too.
     ExecutorError
         If the executor can't run tasks; a file that takes its workers down is skipped.
 
@@ -109,7 +112,7 @@ def build_index(
     if workers is not None:
         check_whole_number("workers", workers, least=1, error=ReadError)
     check_executor(executor)
-    saved = None if index is None else _open_index(source, Path(index))
+    saved = None if index is None else _open_index(source, check_path("index", index, error=ReadError))
     images, rest, has_rest = separate_images(source)
     found = SeriesIndex(tuple(map(object_series, images)))
     errors: list[MedimgError] = []
@@ -131,6 +134,9 @@ def _join(one: SeriesIndex, other: SeriesIndex) -> SeriesIndex:
 
 
 def _open_index(source: object, path: Path) -> ScanIndex:
+    refuse_url_as_path(path)
+    if is_remote_url(source):
+        raise ReadError("index= is for scans of a folder on this machine; scan a URL without it")
     if not is_folder(source):
         raise ReadError("index= is for scans of a folder; scan a file, an archive or a list without it")
     return ScanIndex(path, Path(str(source)))

@@ -20,9 +20,19 @@ if TYPE_CHECKING:
 
     from medimg.core.display import WindowChoice
     from medimg.core.volume import Space, Volume
+    from medimg.io.files.blob import Blob
     from medimg.io.tag_names import AttributeName, TagName, TagValue, TagValues
 
-__all__ = ["HTML_COLUMNS", "Policies", "Series", "SliceReader", "ValueKind", "list_facts", "read_series_tags"]
+__all__ = [
+    "HTML_COLUMNS",
+    "FileReader",
+    "Policies",
+    "Series",
+    "SliceReader",
+    "ValueKind",
+    "list_facts",
+    "read_series_tags",
+]
 
 ValueKind: TypeAlias = Literal["auto", "rescaled", "suv"]
 
@@ -91,6 +101,16 @@ class PieceReader(Protocol):
 
 
 @runtime_checkable
+class FileReader(Protocol):
+    """Reader of the values in one file."""
+
+    @property
+    def blob(self) -> Blob:
+        """The file with the values."""
+        ...
+
+
+@runtime_checkable
 class HeaderReader(Protocol):
     """Reader of a format with DICOM headers."""
 
@@ -128,7 +148,7 @@ class Series:
     space : {"patient", "image"}
         Whether the affine maps to patient coordinates.
     files : tuple of str
-        Paths, in the order of the slices; duplicates of images are listed last.
+        Paths, or URLs without secrets, in the order of the slices; duplicates of images are listed last.
     format : str
         "DICOM", "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG", "JPEG 2000", "TIFF", "BMP", "WebP", "GIF", the
         format of a plug-in, the name of the library for its image in memory, or "array" for an array.

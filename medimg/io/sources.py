@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, TypeGuard, cast
 
+from medimg.core.parallel import ordered_map
 from medimg.core.read_report import Skipped
 from medimg.core.volume import Volume
 from medimg.errors import ReadError, also
@@ -15,6 +16,8 @@ from medimg.interop.image_object import is_dataset, is_image_object
 from medimg.io.dicom.dicomdir import is_dicomdir, list_referenced_files
 from medimg.io.dicom.encode_dataset import encode_dataset
 from medimg.io.files.blob import Blob, list_zip_members
+from medimg.io.files.object_storage import is_remote_url, name_url, refuse_url_as_path
+from medimg.io.files.remote_folder import find_blobs, open_blob
 from medimg.io.series import Series
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from medimg.interop.image_object import AnyImage
 
 __all__ = [
+    "REMOTE_WORKERS",
     "Files",
     "is_buffer",
     "is_folder",
@@ -40,6 +44,8 @@ OneSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview 
 #: Every source of files.
 Files: TypeAlias = "OneSource | Sequence[OneSource]"
 
+#: Files elsewhere that are opened at the same time, as each waits for the network.
+REMOTE_WORKERS: Final = 24
 _MAX_BYTES: Final = 2**31
 _PIECE_BYTES: Final = 2**24
 
@@ -82,11 +88,13 @@ def _is_list(source: object) -> TypeGuard[Sequence[object]]:
 
 def is_folder(source: object) -> bool:
     """Whether a source is a folder."""
-    return _is_path(source) and _is_folder(Path(source))
+    return not is_remote_url(source) and _is_path(source) and _is_folder(Path(source))
 
 
 def name_source(source: object) -> str:
     """Return the name of a source for messages."""
+    if is_remote_url(source):
+        return name_url(source)
     if isinstance(source, str | os.PathLike):
         return str(source)
     if isinstance(source, Blob):
@@ -104,20 +112,34 @@ def list_source_files(source: object) -> tuple[list[Blob | str], list[Skipped]]:
     or a DICOMDIR in a folder is not opened: the folder often has its files as well. Raises ReadError if
     something does not exist, can't be opened, or has an unsupported type.
     """
+    if is_remote_url(source):
+        blobs, in_folder = find_blobs(source)
+        return (list(blobs), []) if in_folder else _expand_all(blobs)
     if _is_path(source) and _is_folder(Path(source)):
         return _list_folder(Path(source))
     if _is_list(source):
         if not source:
             raise ReadError("can't read an empty list; expected the files of one image")
-        found: list[Blob | str] = []
-        absent: list[Skipped] = []
-        for number, item in enumerate(source):
-            files, missing = _expand(_open_blob(item, number))
-            found += files
-            absent += missing
-        return found, absent
-    members, absent = _expand(_open_blob(source))
-    return list(members), absent
+        return _expand_all(source)
+    return _expand_all([source], numbered=False)
+
+
+def _expand_all(
+    sources: Sequence[object], *, numbered: bool = True
+) -> tuple[list[Blob | str], list[Skipped]]:
+    """Return the files of several sources, those elsewhere opened side by side."""
+
+    def expand(pair: tuple[int, object]) -> tuple[Sequence[Blob], list[Skipped]]:
+        number, item = pair
+        return _expand(_open_blob(item, number if numbered else None))
+
+    is_remote = any(is_remote_url(item) or (isinstance(item, Blob) and item.listed_file) for item in sources)
+    found: list[Blob | str] = []
+    absent: list[Skipped] = []
+    for files, missing in ordered_map(expand, enumerate(sources), REMOTE_WORKERS if is_remote else 1):
+        found += files
+        absent += missing
+    return found, absent
 
 
 def _open_blob(source: object, number: int | None = None) -> Blob:
@@ -128,7 +150,10 @@ def _open_blob(source: object, number: int | None = None) -> Blob:
     if is_dataset(source):
         return Blob(f"<dataset{suffix}>", data=encode_dataset(cast("Dataset", source), f"<dataset{suffix}>"))
     name = f"<bytes{suffix}>"
+    if is_remote_url(source):
+        return open_blob(source)
     if _is_path(source):
+        refuse_url_as_path(source)
         if _is_folder(Path(source)):
             raise ReadError(f"{source} is a folder in a list of files; read it by itself")
         return Blob(str(Path(source)))
@@ -185,7 +210,9 @@ def _expand(blob: Blob) -> tuple[Sequence[Blob], list[Skipped]]:
     """Return the members of an archive, the files of a DICOMDIR, or the file itself."""
     try:
         start = blob.start()
-    except ReadError:
+    except ReadError as error:
+        if blob.listed_file is not None and isinstance(error, ConnectionError | TimeoutError):
+            raise
         if blob.path is not None and _is_absent(blob.path):
             raise also(ReadError, FileNotFoundError)(f"there is no file or folder {blob.name}") from None
         return [blob], []  # the error is raised again when its format is detected

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
-from medimg._validation import check_path
 from medimg.errors import ConversionError
-from medimg.io.files.atomic import atomic_path
+from medimg.io.files.output import atomic_output, check_target
 from medimg.io.formats.metaimage_writer import write_metaimage
 from medimg.io.formats.nifti_writer import write_nifti
 from medimg.io.formats.nrrd_writer import write_nrrd
@@ -29,21 +29,22 @@ _WRITERS: Final[dict[str, tuple[Callable[..., None], bool | None]]] = {
 }
 
 
-def find_writer(path: str | os.PathLike[str]) -> tuple[Path, Callable[..., None], bool | None]:
-    """Return a path, the writer that its suffix chooses, and whether the suffix says that it compresses."""
-    target = check_path("path", path, error=ConversionError)
-    suffix = next((suffix for suffix in _WRITERS if target.name.lower().endswith(suffix)), None)
+def find_writer(path: str | os.PathLike[str]) -> tuple[Path | str, Callable[..., None], bool | None]:
+    """Return a target, the writer that its suffix chooses, and whether the suffix says that it compresses."""
+    target = check_target("path", path, error=ConversionError)
+    name = PurePath(target).name.lower()
+    suffix = next((suffix for suffix in _WRITERS if name.endswith(suffix)), None)
     if suffix is None:
         raise ConversionError(
-            f"the name of the file ends with {target.suffix!r}; expected one of {', '.join(_WRITERS)}, which "
-            "chooses the format"
+            f"the name of the file ends with {PurePath(target).suffix!r}; expected one of "
+            f"{', '.join(_WRITERS)}, which chooses the format"
         )
     return (target, *_WRITERS[suffix])
 
 
-def write(volume: Volume, path: str | os.PathLike[str], *, compress: bool = True) -> Path:
-    """Write a volume atomically, and return the path; see `Volume.save`."""
+def write(volume: Volume, path: str | os.PathLike[str], *, compress: bool = True) -> Path | str:
+    """Write a volume atomically, and return the target; see `Volume.save`."""
     target, writer, stated = find_writer(path)
-    with atomic_path(target) as temporary:
+    with atomic_output(target) as temporary:
         writer(volume, temporary, compress=compress if stated is None else stated)
     return target

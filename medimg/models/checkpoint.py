@@ -133,9 +133,9 @@ class Checkpoint:
     model_sha256: str | None
     libraries: Mapping[str, str]
 
-    def write(self, path: Path) -> None:
+    def write(self, target: Path | str) -> None:
         """Write the file, atomically."""
-        safetensors_file.write(path, _KEY, *self.parts())
+        safetensors_file.write(target, _KEY, *self.parts())
 
     def parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the header and the tensors of a file, which :func:`parse` reads."""

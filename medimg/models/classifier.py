@@ -6,14 +6,17 @@ import copy
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from medimg._public import set_module
-from medimg._validation import check_number, check_path, printable
+from medimg._validation import check_number, printable
 from medimg.errors import CheckpointError, PreprocessError, WeightsUnavailableError, also
+from medimg.io.files.local_copy import local_copy
+from medimg.io.files.object_storage import check_location
+from medimg.io.files.output import check_target
 from medimg.models import checkpoint
 from medimg.models.backbone_choice import resolve_backbone
 from medimg.models.backbones.architecture import (
@@ -521,13 +524,29 @@ class TransferClassifier(Freezable):
             progress=progress,
         )
 
+    @overload
+    def export(
+        self,
+        path: os.PathLike[str],
+        *,
+        check: PredictSource | Iterable[PredictSource] | LabeledDataset | None = None,
+        tolerance: float = 1e-4,
+    ) -> Path: ...
+    @overload
+    def export(
+        self,
+        path: str,
+        *,
+        check: PredictSource | Iterable[PredictSource] | LabeledDataset | None = None,
+        tolerance: float = 1e-4,
+    ) -> Path | str: ...
     def export(
         self,
         path: str | os.PathLike[str],
         *,
         check: PredictSource | Iterable[PredictSource] | LabeledDataset | None = None,
         tolerance: float = 1e-4,
-    ) -> Path:
+    ) -> Path | str:
         """
         Write the model as an ONNX file, or as a program of torch.export, that runs without medimg.
 
@@ -540,8 +559,8 @@ class TransferClassifier(Freezable):
         Parameters
         ----------
         path : path-like
-            File to write, ``.onnx`` or ``.pt2``; it is replaced atomically, and with it the ``.json`` of the
-            same name.
+            File or URL of object storage, ``.onnx`` or ``.pt2``; it is replaced atomically, and after it the
+            ``.json`` of the same name.
         check : sources or ImageDataset, optional
             Images on which the file is run and compared with the model, up to 40 slices of five sources; by
             default those of a synthetic CT. Images of your own show more.
@@ -551,14 +570,16 @@ class TransferClassifier(Freezable):
 
         Returns
         -------
-        pathlib.Path
-            The file.
+        pathlib.Path or str
+            The file; of a URL the URL.
 
         Raises
         ------
         CheckpointError
             If the network can't be exported, is not in single precision, or predicts something else than
-            the model; nothing is written then.
+            the model, or the URL can't be written to; nothing is written then.
+        OSError
+            If a file can't be written; of a URL a :class:`~medimg.errors.StoreError`.
         TrainingError
             If parameters were changed after calibration.
         MissingDependencyError
@@ -575,23 +596,40 @@ class TransferClassifier(Freezable):
 
         return export_model(self, path, check=check, tolerance=tolerance)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    @overload
+    def save(self, path: os.PathLike[str]) -> Path: ...
+    @overload
+    def save(self, path: str) -> Path | str: ...
+    def save(self, path: str | os.PathLike[str]) -> Path | str:
         """
         Write parameters, classes, preprocessing, calibration, hashes and versions to a safetensors file.
+
+        Of an ensemble, those of all members and the calibration of their mean are written to one file.
 
         Parameters
         ----------
         path : path-like
-            File to write, usually ``.safetensors``; it is replaced atomically.
+            File to write, usually ``.safetensors``, or URL of object storage such as
+            ``s3://bucket/model.safetensors``; it is replaced atomically.
 
         Returns
         -------
-        pathlib.Path
-            The file.
+        pathlib.Path or str
+            The file; of a URL the URL.
+
+        Raises
+        ------
+        CheckpointError
+            If the path is not one, or the URL can't be written to.
+        OSError
+            If the file can't be written; of a URL a :class:`~medimg.errors.StoreError`.
         """
-        file = check_path("path", path, error=CheckpointError)
-        self.to_checkpoint().write(file)
-        return file
+        target = check_target("path", path, error=CheckpointError)
+        self._write(target)
+        return target
+
+    def _write(self, target: Path | str) -> None:
+        self.to_checkpoint().write(target)
 
     def push_to_hub(
         self,
@@ -661,7 +699,7 @@ class TransferClassifier(Freezable):
         )
 
     def to_checkpoint(self) -> checkpoint.Checkpoint:
-        """Return what :meth:`save` writes."""
+        """Return what :meth:`save` writes of a single model."""
         check_floating(self)
         # during a training with adapters
         model = merged_copy(self)
@@ -701,12 +739,12 @@ class TransferClassifier(Freezable):
         CheckpointError
             If the file is damaged, was changed, is newer than this version, or is not a medimg checkpoint.
         """
-        file = check_path("path", path, error=CheckpointError)
-        if checkpoint.is_ensemble(file):
-            raise CheckpointError(
-                f"{file} is an ensemble; read it by medimg.load(path), or medimg.Ensemble.load"
-            )
-        return cls.from_checkpoint(checkpoint.read(file), file, backbone=backbone)
+        with local_copy(check_location("path", path, error=CheckpointError), error=CheckpointError) as file:
+            if checkpoint.is_ensemble(file):
+                raise CheckpointError(
+                    f"{file} is an ensemble; read it by medimg.load(path), or medimg.Ensemble.load"
+                )
+            return cls.from_checkpoint(checkpoint.read(file), file, backbone=backbone)
 
     @classmethod
     def from_checkpoint(

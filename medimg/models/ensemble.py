@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from medimg import __version__
 from medimg._public import set_module
-from medimg._validation import check_fields, check_path, check_text
+from medimg._validation import check_fields, check_text
 from medimg.calibration.mahalanobis import MahalanobisDetector
 from medimg.calibration.result import Calibration
 from medimg.errors import CheckpointError, TrainingError, also
 from medimg.io.files.atomic import hash_file
 from medimg.io.files.hub_files import MODEL_FILE, check_repository, fetch_file
+from medimg.io.files.local_copy import local_copy
+from medimg.io.files.object_storage import check_location
 from medimg.models import checkpoint, safetensors_file
 from medimg.models.backbones.heads import feature_count, head_logits
 from medimg.models.classifier import TransferClassifier
@@ -144,21 +146,7 @@ class Ensemble(TransferClassifier):
         """Names of the backbones, with their numbers, such as "3 resnet18, 2 vit_b_16"."""
         return _join_names([one.backbone_name for one in self.members])
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """
-        Write all members and the calibration of their mean to one safetensors file.
-
-        Parameters
-        ----------
-        path : path-like
-            File to write, usually ``.safetensors``; it is replaced atomically.
-
-        Returns
-        -------
-        pathlib.Path
-            The file.
-        """
-        file = check_path("path", path, error=CheckpointError)
+    def _write(self, target: Path | str) -> None:
         headers: list[dict[str, Any]] = []
         tensors: dict[str, Tensor] = {}
         for number, member in enumerate(self.members):
@@ -175,8 +163,7 @@ class Ensemble(TransferClassifier):
             "images_seen": seen.to_dict(),
             "model_sha256": model_digest(self),
         }
-        safetensors_file.write(file, checkpoint.ENSEMBLE_KEY, header, tensors)
-        return file
+        safetensors_file.write(target, checkpoint.ENSEMBLE_KEY, header, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> Ensemble:
@@ -190,7 +177,11 @@ class Ensemble(TransferClassifier):
         CheckpointError
             If the file is damaged, was changed, is newer than this version, or is not an ensemble.
         """
-        file = check_path("path", path, error=CheckpointError)
+        with local_copy(check_location("path", path, error=CheckpointError), error=CheckpointError) as file:
+            return cls._read(file, backbone)
+
+    @classmethod
+    def _read(cls, file: Path, backbone: nn.Module | None) -> Ensemble:
         check = partial(
             checkpoint.check_schema, file=file, newest=_SCHEMA, whose="the schema of its ensemble"
         )
@@ -248,16 +239,17 @@ def load(
     Parameters
     ----------
     path : path-like
-        File to read, or ``"hf:owner/name"``, the model of a repository of the Hugging Face hub;
-        ``"hf:owner/name@revision"`` for a branch, tag or commit. Its ``model.safetensors`` is taken from the
-        cache, else downloaded (extra ``hub``); nothing else of the repository is.
+        File to read, or its URL, such as ``"s3://bucket/model.safetensors"``; or ``"hf:owner/name"``, the
+        model of a repository of the Hugging Face hub; ``"hf:owner/name@revision"`` for a branch, tag or
+        commit. Its ``model.safetensors`` is taken from the cache, else downloaded (extra ``hub``); nothing
+        else of the repository is.
     backbone : nn.Module, optional
         Network of a model that was built from a network itself, of which a file has no code; its weights are
         replaced. Each such member of an ensemble takes a copy.
     sha256 : str, optional
         SHA-256 of the file, in hexadecimal digits, as a model card states it: any other file is refused.
-        Without it, whoever can write to a repository decides which model is read, unless the revision is a
-        commit.
+        Without it, whoever can write to a repository or URL decides which model is read, unless the revision
+        is a commit.
 
     Returns
     -------
@@ -268,27 +260,30 @@ def load(
     Raises
     ------
     CheckpointError
-        If the file is damaged, was changed, is newer than this version, or is not a medimg checkpoint; or if
-        its network can't be built by what is installed.
+        If the file can't be read, is damaged, was changed, is newer than this version, or is not a medimg
+        checkpoint; or if its network can't be built by what is installed.
     WeightsUnavailableError
         If a model of the hub can't be downloaded.
     MissingDependencyError
         If the library of its network, or of the hub, is not installed.
     """
-    file = _find_file(path)
-    if sha256 is not None:
-        _check_sha256(file, sha256)
-    if checkpoint.is_ensemble(file):
-        return Ensemble.load(file, backbone=backbone)
-    return TransferClassifier.load(file, backbone=backbone)
+    with local_copy(_find_file(path), error=CheckpointError) as file:
+        if sha256 is not None:
+            _check_sha256(file, sha256)
+        if checkpoint.is_ensemble(file):
+            return Ensemble.load(file, backbone=backbone)
+        return TransferClassifier.load(file, backbone=backbone)
 
 
-def _find_file(path: str | os.PathLike[str]) -> Path:
-    """Return the file of a model, from the hub if it is there."""
+def _find_file(path: str | os.PathLike[str]) -> Path | str:
+    """Return the file of a model or its URL, from the hub if it is there."""
     if not isinstance(path, str) or not path.startswith(_HUB):
-        return check_path("path", path, error=CheckpointError)
+        return check_location("path", path, error=CheckpointError)
     repository = check_repository(path.removeprefix(_HUB))
-    where = "download its model.safetensors elsewhere, and load that file"
+    where = (
+        "check the name; if it is private, log in with: hf auth login; or download its model.safetensors "
+        "elsewhere, and load that file"
+    )
     return fetch_file(
         repository, (MODEL_FILE,), what=f"the model of {repository}", otherwise=where, extra="hub"
     )

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from medimg.core.content_hash import content_hash, json_text
 from medimg.errors import CheckpointError, also
-from medimg.io.files.atomic import atomic_path, to_os_error
+from medimg.io.files.atomic import to_os_error
+from medimg.io.files.output import atomic_output
 from medimg.io.files.regular_file import explain_irregular
 from medimg.models.digest import tensors_sha256
 
@@ -30,17 +31,17 @@ _UNREADABLE: Final = (SafetensorError, OSError, RuntimeError, KeyError, ValueErr
 _PREFIX: Final = 8  # bytes of the header's length in the safetensors format
 
 
-def write(path: Path, key: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def write(target: Path | str, key: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write tensors and a JSON header under a key that names the type of file, atomically."""
     # a copy of each: safetensors refuses tensors that share memory
     copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     whole = {**header, "tensors_sha256": tensors_sha256(copies)}
     whole["header_sha256"] = header_sha256(whole)
-    with atomic_path(path) as temporary:
+    with atomic_output(target) as temporary:
         try:
             save_file(copies, temporary, metadata={key: json_text(whole)})
         except SafetensorError as error:
-            raise to_os_error(error, path) from None
+            raise to_os_error(error, temporary if isinstance(target, str) else target) from None
 
 
 def read_header(

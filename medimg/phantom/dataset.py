@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from medimg._validation import check_path
 from medimg.core.progress import Progress, progress_bar
 from medimg.errors import DatasetError
 from medimg.phantom.ct import PhantomCT, chest_ct
@@ -106,7 +107,8 @@ def write_ct_dataset(
     key = f"ct/{seed}"
     labels: list[Row] = []
     pieces: list[Row] = []
-    with _stage_folder(Path(root)) as staging:
+    folder = check_path("root", root, error=DatasetError)
+    with _stage_folder(folder) as staging:
         for entry in progress_bar(plan, desc="writing", unit="patient", progress=progress):
             phantom = chest_ct(
                 entry.seed,
@@ -121,7 +123,7 @@ def write_ct_dataset(
             pieces += files
         _write_table(staging / "labels.csv", _SERIES_COLUMNS, labels)
         _write_table(staging / "slices.csv", _SLICE_COLUMNS, sorted(pieces, key=lambda row: row["file"]))
-    return Path(root) / "labels.csv"
+    return folder / "labels.csv"
 
 
 def _write_series(phantom: PhantomCT, root: Path, identity: Identity) -> tuple[Row, list[Row]]:
@@ -192,9 +194,10 @@ def write_xray_dataset(
     plan = _plan_patients(patients, classes, scanners, seed)
     key = f"xray/{seed}"
     rows: list[Row] = []
-    with _stage_folder(Path(root)) as staging:
-        folder = staging / "images"
-        folder.mkdir()
+    folder = check_path("root", root, error=DatasetError)
+    with _stage_folder(folder) as staging:
+        images = staging / "images"
+        images.mkdir()
         for entry in progress_bar(plan, desc="writing", unit="patient", progress=progress):
             identity = Identity.derive(key, entry.number)
             for exposure, scanner in enumerate(_choose_units(entry, scanners)):
@@ -206,11 +209,11 @@ def write_xray_dataset(
                     habitus=entry.habitus,
                     exposure=exposure,
                 )
-                path = write_xray_image(phantom, folder, identity, number=exposure + 1)
+                path = write_xray_image(phantom, images, identity, number=exposure + 1)
                 row = {"file": path.relative_to(staging).as_posix(), "patient_id": identity.patient_id}
                 rows.append({**row, "label": entry.label, "scanner": scanner})
         _write_table(staging / "labels.csv", _IMAGE_COLUMNS, rows)
-    return Path(root) / "labels.csv"
+    return folder / "labels.csv"
 
 
 def _plan_patients(

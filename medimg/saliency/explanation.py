@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -122,28 +122,34 @@ class Explanation:
             )
         return _heat_volume(self.volume.take(self.slices), self.heat[None])
 
-    def save(self, path: str | os.PathLike[str], *, compress: bool = True) -> Path:
+    @overload
+    def save(self, path: os.PathLike[str], *, compress: bool = True) -> Path: ...
+    @overload
+    def save(self, path: str, *, compress: bool = True) -> Path | str: ...
+    def save(self, path: str | os.PathLike[str], *, compress: bool = True) -> Path | str:
         """
         Write the heat as an image at the same position in the patient; see :meth:`Volume.save`.
 
         Parameters
         ----------
         path : str or Path
-            File, ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``.
+            File or URL, ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``.
         compress : bool
             Whether the values of NRRD and MetaImage are compressed.
 
         Returns
         -------
-        Path
-            The file.
+        Path or str
+            The file; of a URL the URL.
 
         Raises
         ------
         GeometryError
             If the explained slices are unevenly spaced.
         ConversionError
-            If the format is unknown.
+            If the format is unknown, or the URL can't be written to.
+        OSError
+            If the file can't be written; of a URL a :class:`~medimg.errors.StoreError`.
         """
         return self.to_volume().save(path, compress=compress)
 

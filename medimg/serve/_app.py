@@ -24,6 +24,7 @@ from medimg.serve._job_source import ServerSource, UploadSource
 from medimg.serve._model_thread import ModelThread
 from medimg.serve._prediction_job import PredictionJob, Unit
 from medimg.serve._problem import Problem, RequestError, explain_error, make_problem
+from medimg.serve._request_guard import RequestGuard
 from medimg.serve._request_log import RequestLog
 from medimg.serve._upload import Upload
 
@@ -51,11 +52,14 @@ _REFUSALS: Final = {
     408: "The client was too slow",
     413: "The body is too large, or expands to too much",
     415: "The body has an unknown type, or is no image",
+    421: "The header Host has a name that was not allowed when the service was started",
     422: "The images can't be read, or don't fit the model",
+    500: "An unexpected error; the log has it under the number of the request",
     501: "A library is missing on the service",
     502: "The DICOMweb server can't be read from",
     503: "All places of the queue are taken; Retry-After has the seconds to wait",
     504: "The prediction took too long",
+    507: "There is no room for the body",
 }
 
 
@@ -66,8 +70,9 @@ def build_app(
     batch_size: int,
     limits: ServiceLimits,
     servers: frozenset[str],
+    hosts: frozenset[str],
 ) -> FastAPI:
-    """Return the application of a model; `servers` are base URLs of DICOMweb servers."""
+    """Return the application of a model; `servers` are base URLs of DICOMweb servers, `hosts` own names."""
     service = _Service(model, unit, batch_size, limits, servers)
 
     @asynccontextmanager
@@ -82,9 +87,13 @@ def build_app(
         # their pages load scripts from elsewhere
         docs_url=None,
         redoc_url=None,
+        # a redirect would go to the host that the client states
+        redirect_slashes=False,
         lifespan=lifespan,
         telemetry=_NO_TELEMETRY,
     )
+    app.add_middleware(RequestGuard, hosts=hosts)
+    # the outermost
     app.add_middleware(RequestLog, paths=_PATHS)
     app.add_exception_handler(MedimgError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
@@ -105,6 +114,8 @@ def build_app(
         "/ready", service.ready, summary="Whether it can predict", responses={503: {"model": State}}
     )
     app.add_api_route("/version", service.version, summary="The model")
+    for path, handler in (("/health", service.health), ("/ready", service.ready)):
+        app.add_api_route(path, handler, methods=["HEAD"], include_in_schema=False)
     return app
 
 
@@ -237,7 +248,7 @@ def _describe_request(unit: Unit, *, takes_url: bool) -> dict[str, Any]:
                 "name": "results",
                 "in": "query",
                 "description": "Kinds of results in answers in DICOM, of sr, sc and pm, separated by commas",
-                "schema": {"type": "string"},
+                "schema": {"type": "string", "pattern": "^(sr|sc|pm)(,(sr|sc|pm))*$"},
             },
         ],
         "requestBody": {

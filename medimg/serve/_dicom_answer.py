@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 import uuid
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, cast, get_args
+from urllib.request import parse_http_list
 
 from fastapi.responses import Response
 
@@ -29,25 +32,61 @@ if TYPE_CHECKING:
 __all__ = ["AnswerType", "choose_answer_type", "encode_results", "make_dicom_response", "parse_kinds"]
 
 AnswerType = Literal["application/json", "application/dicom", "multipart/related"]
-_JSON: Final = frozenset({"", "*/*", "application/*", "application/json"})
+_QUALITY: Final = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 _KINDS: Final = get_args(ResultKind)
 
 
 def choose_answer_type(request: Request) -> AnswerType:
-    """Return the first type of the header Accept that can be answered with; RequestError if there is none."""
-    for part in request.headers.get("accept", "").split(","):
-        name = part.partition(";")[0].strip().lower()
-        if name in _JSON:
-            return "application/json"
-        if name == "application/dicom":
-            return "application/dicom"
-        if name == "multipart/related":
-            return "multipart/related"
+    """Return the type of the answer that the header Accept prefers; RequestError if it allows none."""
+    ranges = [_Range.parse(part) for part in parse_http_list(",".join(request.headers.getlist("accept")))]
+    if not ranges:
+        return "application/json"
+    # of those with the same quality, the first of the header
+    ranked = [(*_rank(answer, ranges), -number, answer) for number, answer in enumerate(get_args(AnswerType))]
+    quality, _, _, best = max(ranked)
+    if quality > 0:
+        return cast("AnswerType", best)
     raise RequestError(
         HTTPStatus.NOT_ACCEPTABLE,
         "the header Accept allows no type of the answers: application/json, application/dicom, or "
         'multipart/related; type="application/dicom"',
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """A range of types that a client accepts, and its quality (RFC 9110 12.5.1)."""
+
+    name: str
+    part_type: str
+    quality: float
+
+    @classmethod
+    def parse(cls, text: str) -> _Range:
+        name, *fields = (field.strip().lower() for field in text.split(";"))
+        settings = {
+            key.strip(): value.strip(' "') for key, _, value in (one.partition("=") for one in fields)
+        }
+        quality = settings.get("q", "1")
+        return cls(
+            name,
+            settings.get("type", "application/dicom"),
+            float(quality) if _QUALITY.fullmatch(quality) else 1.0,
+        )
+
+    def fit(self, answer: AnswerType) -> int:
+        """Return how narrowly the range describes a type; 0 if it does not."""
+        if answer == "multipart/related" and self.part_type != "application/dicom":
+            return 0
+        names = ("*/*", f"{answer.partition('/')[0]}/*", answer)
+        return names.index(self.name) + 1 if self.name in names else 0
+
+
+def _rank(answer: AnswerType, ranges: list[_Range]) -> tuple[float, int]:
+    """Return the quality of a type, that of its narrowest range, and how early that range is."""
+    fits = [(one.fit(answer), -number, one.quality) for number, one in enumerate(ranges)]
+    fit, early, quality = max(fits)
+    return (quality, early) if fit else (0.0, 0)
 
 
 def parse_kinds(request: Request, answer: AnswerType) -> tuple[ResultKind, ...]:

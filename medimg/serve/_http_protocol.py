@@ -14,10 +14,12 @@ __all__ = ["DeadlineProtocol"]
 
 
 class DeadlineProtocol(H11Protocol):  # type: ignore[misc]  # of a library without types here
-    """Closes a connection whose client sends no header in time, or does not take its answer."""
+    """Closes connections that are too many, whose client sends no header in time, or takes no answer."""
 
     #: For a request's header, for the rest of a body that is no longer read, and for taking an answer.
     seconds: ClassVar[float] = 10.0
+    #: Connections at the same time: the limit of open files is often 1024 per process.
+    most: ClassVar[int] = 256
     _deadline: asyncio.TimerHandle | None = None
     _awaited: Any = None
     _write_deadline: asyncio.TimerHandle | None = None
@@ -25,6 +27,9 @@ class DeadlineProtocol(H11Protocol):  # type: ignore[misc]  # of a library witho
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for a header."""
         super().connection_made(transport)
+        if len(self.connections) > self.most:
+            self.transport.abort()
+            return
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -15,7 +15,7 @@ from medimg.serve._problem import RequestError
 from medimg.serve._unpacked_size import check_results, check_series
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from medimg.export.dicom.write_results import ResultKind
     from medimg.io.series import Series
@@ -47,13 +47,13 @@ class PredictionJob:
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
     def cancel(self) -> None:
-        """Let the job end soon: nothing more of the source can be read."""
+        """Let the job end soon: no more of the source can be read, and no other batch is predicted on."""
         self._cancelled.set()
         self.source.close()
 
     def run(self) -> Answer:
         """Return the predictions, and set `instances`; raise the error of the first file if there is none."""
-        with _record_warnings() as notes:
+        with _record_warnings() as notes, _before_each_batch(self.model, self._check):
             rows, errors = self._predict_all()
         # results in DICOM have no place for errors
         if not any(row.error is None for row in rows) or (self.kinds and errors):
@@ -111,6 +111,18 @@ def _summarize(errors: list[MedimgError]) -> MedimgError:
     kinds = {type(error) for error in lost or errors}
     kind = kinds.pop() if len(kinds) == 1 else MedimgError
     return kind(f"none of the {len(errors)} files or series of the body can be read; the first: {first}")
+
+
+@contextmanager
+def _before_each_batch(model: TransferClassifier, check: Callable[[], None]) -> Iterator[None]:
+    """Call a function whenever images pass a backbone: a series can have thousands of slices."""
+    parts = (model, *getattr(model, "members", ()))
+    hooks = [part.backbone.register_forward_pre_hook(lambda *_: check()) for part in parts]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import traceback
 import uuid
@@ -56,6 +57,15 @@ class RequestLog:
             await self._app(scope, receive, answer)
         except ClientDisconnect:
             status = CLIENT_GONE
+        except asyncio.CancelledError:
+            # a server that ends cancels what takes too long; it would log an exception with all frames
+            if status:
+                raise
+            ending = "the service ended before the request was done; send it again"
+            problem = make_problem(
+                HTTPStatus.SERVICE_UNAVAILABLE, ending, "RequestError", request_id, {"Retry-After": "1"}
+            )
+            await problem(scope, receive, answer)
         except Exception as error:
             _log_unexpected(error, request_id)
             if not status:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,10 +13,8 @@ if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
 
-__all__ = ["make_server", "run_server"]
+__all__ = ["choose_hosts", "make_server", "run_server"]
 
-#: Connections at the same time: the limit of open files is often 1024 per process.
-_MOST_CONNECTIONS: Final = 256
 _GRACE_SECONDS: Final = 30
 
 
@@ -27,6 +26,23 @@ def run_server(app: FastAPI, *, host: str, port: int) -> None:
         shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
         get_logger().info("serving on http://%s:%d", shown, bound[1])
         server.run(sockets=[listener])
+
+
+def choose_hosts(host: str) -> tuple[str, ...]:
+    """
+    Return the names of the service that are allowed if none are stated, by the address it listens on.
+
+    Only programs on this machine reach a loopback address, among them browsers: a page of any server could
+    have its own name resolved to it (DNS rebinding), and then read answers as those of its server.
+    """
+    try:
+        address = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError:
+        # listening on it fails, too, and says why
+        return ("*",)
+    if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        return ("*",)
+    return ("localhost",) if ":" in host else ("localhost", host)
 
 
 def make_server(app: FastAPI) -> uvicorn.Server:
@@ -42,9 +58,10 @@ def make_server(app: FastAPI) -> uvicorn.Server:
         ws="none",
         lifespan="on",
         log_config=None,
+        # its warnings are of clients that send something else than HTTP
+        log_level="error",
         access_log=False,
         server_header=False,
-        limit_concurrency=_MOST_CONNECTIONS,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     return uvicorn.Server(config)

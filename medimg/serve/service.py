@@ -29,6 +29,7 @@ def make_app(
     batch_size: int = 32,
     limits: ServiceLimits | None = None,
     dicomweb: Sequence[str] = (),
+    allowed_hosts: Sequence[str] = ("*",),
 ) -> FastAPI:
     """
     Return a model as an ASGI application, to be run by uvicorn, hypercorn or any other server.
@@ -52,6 +53,10 @@ def make_app(
     dicomweb : sequence of str
         Base URLs of DICOMweb servers whose studies and series requests may name by URL; none by default. A
         connection that :func:`medimg.dicomweb` made before is used, with its credentials.
+    allowed_hosts : sequence of str
+        Names by which clients may reach the service (header ``Host``), without port; by default any.
+        Addresses, such as 127.0.0.1, are always allowed. ``["localhost"]`` protects a service on loopback
+        from pages in a browser on the same machine (DNS rebinding).
 
     Returns
     -------
@@ -79,6 +84,7 @@ def make_app(
     from medimg.models.classifier import TransferClassifier
     from medimg.models.predict import check_calibration
     from medimg.serve._app import build_app
+    from medimg.serve._request_guard import parse_hosts
 
     if not isinstance(model, TransferClassifier):
         raise also(TrainingError, TypeError)(
@@ -95,6 +101,7 @@ def make_app(
         batch_size=check_batch_size(batch_size),
         limits=limits or ServiceLimits(),
         servers=frozenset(map(parse_service_url, check_texts("dicomweb", list(dicomweb)))),
+        hosts=parse_hosts(allowed_hosts),
     )
 
 

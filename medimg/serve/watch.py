@@ -6,15 +6,22 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from medimg._public import set_module
-from medimg._validation import check_number, check_path, check_texts, check_whole_number
+from medimg._validation import check_choice, check_number, check_path, check_texts, check_whole_number
 from medimg.core.logger import get_logger
-from medimg.errors import MedimgError, NotAnImageError, StoreError, TrainingError, also
+from medimg.errors import (
+    MedimgError,
+    MissingDependencyError,
+    NotAnImageError,
+    StoreError,
+    TrainingError,
+    also,
+)
 from medimg.io.dicomweb.transport import ServerAnswerError
 from medimg.io.own_results import is_own_result
-from medimg.serve._watch_state import WatchState
+from medimg.serve._watch_state import StateError, WatchState
 
 if TYPE_CHECKING:
     import os
@@ -31,6 +38,8 @@ __all__ = ["WatchResult", "watch"]
 
 #: Errors of the server or the connection, after which the same series is tried again, however often.
 _SERVER_ERRORS: Final = (ServerAnswerError, ConnectionError, TimeoutError, EOFError)
+#: Errors after which no series could be done, or noted.
+_FATAL: Final = (StateError, MissingDependencyError)
 _LONGEST_WAIT: Final = 3600.0
 
 
@@ -118,10 +127,12 @@ def watch(
     TrainingError
         If a setting is invalid, or neither `modality` is given nor the model knows the modalities of its
         training data.
+    MissingDependencyError
+        If highdicom is not installed (extra ``dicom-out``).
     MedimgError
-        If the folder can't be used, another watch uses it, or with `once` the server can't be searched, or
-        does not accept the credentials (PermissionError, too): the next run goes on with the series that
-        were not handled.
+        If the folder can't be used, another watch uses it, what was done can't be noted, or with `once` the
+        server can't be searched, or does not accept the credentials (PermissionError, too): the next run goes
+        on with the series that were not handled.
 
     Examples
     --------
@@ -129,11 +140,14 @@ def watch(
     >>> watch(model, server, "watch-state", modality="CT", once=True)  # doctest: +SKIP
     WatchResult(stored=3, present=0, failed=0, waiting=1)
     """
+    from medimg.export.dicom import write_results
     from medimg.models.digest import model_digest
     from medimg.models.predict import check_calibration
 
     check_calibration(model)
-    kinds = check_texts("results", list(results))
+    kinds = [check_choice("results", kind, get_args(write_results.ResultKind)) for kind in results]
+    if not kinds:
+        raise TrainingError('results must be some of "sr", "sc" and "pm"; found none')
     pause = check_number("interval", interval, above=0)
     if conditions is not None and not isinstance(conditions, Mapping):
         raise also(TrainingError, TypeError)(
@@ -191,6 +205,8 @@ class _Watcher:
             try:
                 self.search()
                 pause = self.interval
+            except _FATAL:
+                raise
             except MedimgError as error:
                 pause = min(2 * pause, _LONGEST_WAIT)
                 failure = "does not accept the credentials" if _is_refusal(error) else "can't be searched"
@@ -202,24 +218,38 @@ class _Watcher:
     def search(self) -> WatchResult:
         """Search once, and handle each series that is due."""
         self.result.waiting = 0
+        due: list[tuple[int, str, Series]] = []
+        # numbers of instances are those of this moment, however long other series take
+        now = time.time()
         for series in self.server.search(**self.conditions):
             if self.state.is_result(series.uid):
                 continue
             key = self.state.key(series.uid)
             count = getattr(series, "instance_count", None) or 0
-            if self.state.is_due(key, count, time.time(), settle=self.settle, attempts=self.attempts):
-                self._handle(series, key)
+            if self.state.is_due(key, count, now, settle=self.settle, attempts=self.attempts):
+                due.append((self.state.count_interruptions(key), key, series))
             else:
                 self.result.waiting += self.state.is_waiting(key, self.attempts)
+        # one that ends the process, as by its memory, must not stop the others
+        for interruptions, key, series in sorted(due, key=lambda one: one[0]):
+            if interruptions:
+                get_logger().warning("series %s: interrupted %d times before", key[:12], interruptions)
+            self.state.mark_started(key)
+            self._handle(series, key)
+            self.state.mark_ended(key)
         return self.result
 
     def _handle(self, series: Series, key: str) -> None:
         try:
             stored = self._predict_and_store(series)
-        except MedimgError as error:
+        except _FATAL:
+            raise
+        # whatever a library raises for one series
+        except Exception as error:
             self._note_failure(key, error)
             # they are the same for the next series, and accounts are locked after a number of attempts
             if _is_refusal(error):
+                self.state.mark_ended(key)
                 raise
             return
         self.state.mark_done(key)
@@ -227,7 +257,7 @@ class _Watcher:
         self.result.present += stored == 0
         get_logger().info("series %s: %d results stored", key[:12], stored)
 
-    def _note_failure(self, key: str, error: MedimgError) -> None:
+    def _note_failure(self, key: str, error: Exception) -> None:
         self.result.failed += 1
         if isinstance(error, StoreError) and error.causes == {"refused"}:
             self.state.give_up(key, self.attempts)
@@ -299,12 +329,12 @@ class _Watcher:
         return any(getattr(one, "instance_count", None) == count for one in found)
 
 
-def _is_refusal(error: MedimgError) -> bool:
+def _is_refusal(error: Exception) -> bool:
     """Whether a server does not accept the credentials."""
     return isinstance(error, PermissionError)
 
 
-def _describe(error: MedimgError) -> str:
+def _describe(error: Exception) -> str:
     """Return the type of an error, and what a server says: messages have URLs, with the UIDs of the study."""
     name = type(error).__name__
     if isinstance(error, ServerAnswerError) and error.status:

@@ -24,8 +24,9 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import format_number_as_ds
 
+from medimg._validation import check_path
 from medimg.core.geometry import slice_normal
-from medimg.errors import DuplicateSlicesError, MissingSlicesError, TiltedGantryError
+from medimg.errors import DatasetError, DuplicateSlicesError, MissingSlicesError, TiltedGantryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -239,7 +240,7 @@ def write_dicom(study: Study, folder: str | Path) -> tuple[Truth, ...]:
     tuple of Truth
         Expected result of reading, for each echo.
     """
-    write_study(study, Path(folder))
+    write_study(study, check_path("folder", folder, error=DatasetError))
     return study.truth()
 
 

@@ -11,7 +11,7 @@ from medimg._plot_style import COLORS, REFERENCE_LINE, add_legend, make_axes
 from medimg._public import set_module
 from medimg.core.content_hash import json_text
 from medimg.errors import CheckpointError, TrainingError
-from medimg.io.files.atomic import write_text
+from medimg.io.files.output import write_text
 from medimg.models.checkpoint import read_digest
 from medimg.models.digest import model_digest
 from medimg.models.low_rank import merged_copy

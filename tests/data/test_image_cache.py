@@ -61,7 +61,7 @@ def address(cache: ImageCache, series: Series, recipe: Preprocess = SMALL) -> Ad
 
 
 def entries(cache: ImageCache) -> list[Path]:
-    return sorted(cache.folder.rglob("*.safetensors"))
+    return sorted(Path(cache.folder).rglob("*.safetensors"))
 
 
 def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +275,7 @@ def test_a_writer_that_fails_leaves_nothing(
     with pytest.warns(MedimgWarning, match="images can't be cached"):
         batch = medimg.read_tensors([series, series], SMALL, cache=cache)
     assert batch.counts == (3, 3)
-    assert not [p for p in cache.folder.rglob("*") if p.is_file()]
+    assert not [p for p in Path(cache.folder).rglob("*") if p.is_file()]
     dataset = ImageDataset([LabeledSeries(series, "x", "1")], classes=["x"], preprocess=SMALL, cache=cache)
     assert torch.equal(dataset[1][0], batch.tensor[1])
 
@@ -309,15 +309,16 @@ def test_two_processes_write_the_same_entry(tmp_path: Path, series: Series) -> N
     assert [writer.exitcode for writer in writers] == [0, 0]
     cache = ImageCache(tmp_path / "c")
     assert len(entries(cache)) == 1
-    assert not list(cache.folder.rglob("*.tmp"))
+    assert not list(Path(cache.folder).rglob("*.tmp"))
     assert torch.equal(made(cache, series).take(), SMALL.render(series).planes.half())
 
 
 def test_threads_write_the_same_entry(cache: ImageCache, series: Series) -> None:
+    before = threading.active_count()
     batch = medimg.read_tensors([series] * 8, SMALL, cache=cache, workers=4)
     assert len(entries(cache)) == 1
     assert all(torch.equal(part, batch[0]) for part in batch)
-    assert threading.active_count() < 8
+    assert threading.active_count() <= before
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_kept(

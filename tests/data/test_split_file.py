@@ -287,7 +287,7 @@ def test_seeds_and_data_sets_that_are_none(root: Path, tmp_path: Path) -> None:
             cut([data], check=None)  # type: ignore[arg-type]  # on purpose
         assert cut(data, seed=np.int64(3))  # type: ignore[arg-type]  # NumPy's integers will do
     with pytest.raises(DatasetError, match="found a list"):
-        medimg.save_split(tmp_path / "split.json", train=[1])  # type: ignore[arg-type]  # on purpose
+        medimg.save_split(tmp_path / "split.json", train=[1])  # type: ignore[call-overload]  # on purpose
     with pytest.raises(DatasetError, match="found a str"):
         medimg.load_split(tmp_path / "split.json", "data")  # type: ignore[arg-type]  # on purpose
     with pytest.raises(DatasetError, match="found a NoneType"):

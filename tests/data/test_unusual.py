@@ -107,7 +107,7 @@ def test_a_disk_that_is_full(folders: list[Path], tmp_path: Path) -> None:
         with pytest.warns(MedimgWarning, match="images can't be cached"):
             (found,) = medimg.read_tensors(folders[:1], recipe, cache=cache)
     assert (found - expected).abs().max() < 0.002
-    assert not [path for path in cache.folder.rglob("*") if path.is_file()]
+    assert not [path for path in Path(cache.folder).rglob("*") if path.is_file()]
 
 
 def file_of(*kinds: str, spacing: float, number: int) -> Any:

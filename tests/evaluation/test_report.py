@@ -66,7 +66,7 @@ def make_report(task: Task, classes: tuple[str, ...], n_patients: int = 30) -> R
 
 
 def read_page(report: Report, folder: Path, **options: object) -> tuple[str, Page]:
-    path = report.to_html(folder / "report.html", **options)  # type: ignore[arg-type]  # on purpose
+    path = report.to_html(folder / "report.html", **options)  # type: ignore[call-overload]  # on purpose
     text = path.read_text(encoding="utf-8")
     return text, Page(text)
 

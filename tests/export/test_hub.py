@@ -128,9 +128,33 @@ def test_without_the_right_to_write(hub: HubServer) -> None:
     assert "stolen" not in str(found.value)
 
 
+@pytest.mark.parametrize("token", ["stolen\n", "stolen token", "stolenł", "", b"stolen", 5])
+def test_a_token_that_is_none_is_not_quoted(hub: HubServer, token: object) -> None:
+    with pytest.raises(CheckpointError, match="copy it from the hub again") as found:
+        small_classifier().push_to_hub("lab/chest", token=token)  # type: ignore[arg-type]  # wrong on purpose
+    assert found.value.__cause__ is found.value.__context__ is None
+    assert not hub.hub.requests
+
+
+def test_a_report_that_is_none(hub: HubServer) -> None:
+    with pytest.raises(CheckpointError, match=r"medimg\.evaluate returned"):
+        push(small_classifier(), report="report.html")
+    assert not hub.hub.requests
+
+
 def test_a_repository_that_is_not_there(hub: HubServer) -> None:
-    with pytest.raises(WeightsUnavailableError, match="model of lab/none"):
+    with pytest.raises(WeightsUnavailableError, match=r"model of lab/none .* hf auth login"):
         medimg.load("hf:lab/none")
+
+
+def test_a_repository_of_other_files(hub: HubServer) -> None:
+    commit = push(small_classifier()).rpartition("/")[2]
+    files = hub.hub.commits[commit]
+    files["pytorch_model.bin"] = files.pop("model.safetensors")
+    asked = len(hub.hub.requests)
+    with pytest.raises(WeightsUnavailableError, match=r"lab/chest has no model\.safetensors"):
+        medimg.load(f"hf:lab/chest@{commit}")
+    assert not any("pytorch_model.bin" in str(request) for request in hub.hub.requests[asked:])
 
 
 def test_a_file_that_is_no_model(hub: HubServer) -> None:

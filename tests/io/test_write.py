@@ -191,10 +191,12 @@ def test_other_names_are_refused_with_the_known_ones(tmp_path: Path, name: str) 
 
 def test_the_path_is_text_or_a_path(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match="path must be a path"):
-        Volume.from_array(SLICES).save(3)  # type: ignore[arg-type]  # on purpose
+        Volume.from_array(SLICES).save(3)  # type: ignore[call-overload]  # on purpose
     with pytest.raises(OSError, match=r"null|embedded"):
         Volume.from_array(SLICES).save("a\0.nii")
-    assert Volume.from_array(SLICES).save(str(tmp_path / "new" / "A.NII.GZ")).exists()
+    path = str(tmp_path / "new" / "A.NII.GZ")
+    assert Volume.from_array(SLICES).save(path) == Path(path)
+    assert Path(path).exists()
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

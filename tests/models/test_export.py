@@ -276,7 +276,7 @@ def test_bad_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match=r"must end with \.onnx or \.pt2"):
         model.export(tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match="path must be a path"):
-        model.export(3)  # type: ignore[arg-type]  # wrong on purpose
+        model.export(3)  # type: ignore[call-overload]  # wrong on purpose
     with pytest.raises(CheckpointError, match="tolerance must be"):
         model.export(tmp_path / "model.onnx", tolerance=0)
     with pytest.raises(CheckpointError, match=r"parameters of torch\.float16"):

@@ -80,6 +80,41 @@ def test_several_results_as_multipart(app: Any) -> None:
     assert "application/dicom is one" in problem(both, 406)
 
 
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        (["*/*"], "application/json"),
+        (["application/dicom, application/json;q=0.9"], "application/dicom"),
+        (["application/dicom;q=0.1, application/json;q=0.9"], "application/json"),
+        (["application/json;q=0, */*"], "application/dicom"),
+        (["application/*;q=0.5, multipart/related"], "multipart/related"),
+        (["text/html", 'multipart/related; type="application/dicom"; q=0.3'], "multipart/related"),
+        (["text/html;q=0.9, */*;q=0.1"], "application/json"),
+        (["MULTIPART/*"], "multipart/related"),
+        (["application/dicom; transfer-syntax=*"], "application/dicom"),
+        (['multipart/related; type="image/jpeg"'], None),
+        (["application/dicom+json"], None),
+        (["application/json;q=0"], None),
+        (["*/*;q=0"], None),
+        ([""], "application/json"),
+        (['"' * 9999], None),
+    ],
+)
+def test_the_preferred_type_is_the_answer(accept: list[str], expected: str | None) -> None:
+    from starlette.requests import Request
+
+    from medimg.serve._dicom_answer import choose_answer_type
+    from medimg.serve._problem import RequestError
+
+    headers = [(b"accept", one.encode()) for one in accept]
+    request = Request({"type": "http", "headers": headers})
+    if expected is None:
+        with pytest.raises(RequestError, match="allows no type"):
+            choose_answer_type(request)
+    else:
+        assert choose_answer_type(request) == expected
+
+
 def test_results_have_no_place_for_errors(app: Any) -> None:
     files = {"a": dicom(**FULL), "b": dicom(SeriesInstanceUID="1.2.9", **FULL)[:-40], "c": b"no image"}
     (refused,) = ask(app, {"content": zipped(files), "headers": ALL})

@@ -114,7 +114,7 @@ def head(length: int | None, **fields: str) -> bytes:
     kind = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
     lines = [
         "POST /predict HTTP/1.1",
-        "Host: here",
+        "Host: localhost",
         kind,
         *(f"{k.replace('_', '-')}: {v}" for k, v in fields.items()),
     ]
@@ -235,7 +235,7 @@ def test_a_client_that_sends_no_header_is_disconnected(service: Service, sent: b
 
 def test_a_second_request_has_a_deadline_too(service: Service) -> None:
     with service.connect() as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\n\r\nGET /hea")
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea")
         answer = read_all(connection)
     assert answer.count(b"HTTP/1.1 200 ") == 1
 
@@ -269,7 +269,7 @@ def test_a_client_that_does_not_read_is_disconnected(
             raise AssertionError("the connection stays open")
 
 
-def test_requests_that_are_none(service: Service) -> None:
+def test_requests_that_are_none(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     for sent in (
         b"\x16\x03\x01\x02\x00\x01\x00",
         b"GET / HTTP/9\r\n\r\n",
@@ -278,6 +278,7 @@ def test_requests_that_are_none(service: Service) -> None:
         with service.connect() as connection:
             connection.sendall(sent)
             assert not read_all(connection).startswith(b"HTTP/1.1 2")
+    assert not [one for one in caplog.records if one.name.startswith("uvicorn")], "anybody could fill the log"
     assert service.post().status == 200
 
 
@@ -312,6 +313,92 @@ def test_a_client_that_goes_frees_its_place(service: Service, monkeypatch: pytes
     assert service.post().status == 200
     assert len(calls) == 1
     assert list_open_files() == []
+
+
+def test_a_long_series_ends_with_its_client(
+    model: medimg.TransferClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, may_go, batches = threading.Event(), threading.Event(), []
+    forward = model.backbone.forward
+
+    def wait(images: Any) -> Any:
+        batches.append(len(images))
+        entered.set()
+        assert may_go.wait(30)
+        return forward(images)
+
+    service = Service(make_app(model, batch_size=1))
+    service.post()
+    body = stack(20)
+    with monkeypatch.context() as patched:
+        patched.setattr(model.backbone, "forward", wait)
+        with service.connect() as connection:
+            connection.sendall(head(len(body)) + body)
+            assert entered.wait(30)
+        service.wait_until_idle()
+        may_go.set()
+        assert service.post().status == 200
+    service.stop()
+    assert len(batches) == 2, "one of the series, and one of the next request"
+
+
+def test_the_end_does_not_wait_for_a_long_series(
+    model: medimg.TransferClassifier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from medimg.serve import run_server
+
+    entered = threading.Event()
+    forward = model.backbone.forward
+
+    def slowly(images: Any) -> Any:
+        entered.set()
+        time.sleep(0.2)
+        return forward(images)
+
+    monkeypatch.setattr(run_server, "_GRACE_SECONDS", 1)
+    service = Service(make_app(model, batch_size=1))
+    service.post()
+    monkeypatch.setattr(model.backbone, "forward", slowly)
+    with ThreadPoolExecutor(3) as clients:
+        long = clients.submit(service.post, stack(150))
+        assert entered.wait(30)
+        waiting = clients.submit(service.post)
+        with service.connect() as slow:
+            slow.sendall(head(2**20) + b"x")
+            time.sleep(0.3)
+            service.stop()
+            uploading = read_all(slow)
+    for answer in (long.result(), waiting.result()):
+        assert answer.status == 503
+        assert b"the service ended" in answer.content
+        assert int(answer.headers["retry-after"]) >= 1
+    assert uploading.startswith(b"HTTP/1.1 503 ")
+    assert "Traceback" not in caplog.text
+
+
+def test_connections_are_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    from medimg.serve._http_protocol import DeadlineProtocol
+
+    monkeypatch.setattr(DeadlineProtocol, "most", 5)
+    monkeypatch.setattr(DeadlineProtocol, "seconds", 30.0)
+    connections = [service.connect() for _ in range(20)]
+    for connection in connections[5:]:
+        assert read_all(connection) == b""
+    assert len(service.server.server_state.connections) == 5
+    for connection in connections:
+        connection.close()
+    service.wait_until_idle()
+    assert service.post().status == 200
+
+
+def test_a_body_whose_length_is_stated_twice(service: Service) -> None:
+    smuggled = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for first in (head(4, Transfer_Encoding="chunked"), head(None, Content_Length="4")):
+        with service.connect() as connection:
+            connection.sendall(first + b"0\r\n\r\n" + smuggled)
+            answer = read_all(connection)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.count(b"HTTP/1.1 ") == 1
 
 
 def test_an_image_of_many_pieces(service: Service, model: medimg.TransferClassifier) -> None:

@@ -476,6 +476,54 @@ def test_a_full_disk_is_an_error_of_the_service(
     assert answer.status_code == 200
 
 
+def test_only_names_that_are_allowed(model: medimg.TransferClassifier) -> None:
+    app = make_app(model, allowed_hosts=["localhost", "Models.example.org"])
+    allowed = [
+        "localhost",
+        "localhost:8000",
+        "LOCALHOST",
+        "models.example.org.:80",
+        "127.0.0.1:8000",
+        "[::1]:80",
+    ]
+    refused = [
+        "evil.example",
+        "evil.example:8000",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "*",
+        "[x",
+    ]
+    hosts = [{"method": "GET", "url": "/health", "headers": {"Host": name}} for name in allowed + refused]
+    answers = ask(app, *hosts)
+    assert [one.status_code for one in answers] == [200] * len(allowed) + [421] * len(refused)
+    assert "not known as 'evil.example'" in problem(answers[len(allowed)], 421)
+    for name in ("http://x", "x:80", "", "*.example.org"):
+        with pytest.raises(TrainingError, match="without scheme and port"):
+            make_app(model, allowed_hosts=[name])
+
+
+def test_a_loopback_address_has_names_of_this_machine_only() -> None:
+    from medimg.serve.run_server import choose_hosts
+
+    assert choose_hosts("127.0.0.1") == ("localhost", "127.0.0.1")
+    assert choose_hosts("localhost") == ("localhost", "localhost")
+    assert choose_hosts("::1") == ("localhost",)
+    assert choose_hosts("0.0.0.0") == choose_hosts("256.1.1.1") == ("*",)
+
+
+def test_no_redirect_to_a_host_that_the_client_states(app: Any) -> None:
+    paths = [{"url": "/predict/"}, {"method": "GET", "url": "/health/"}]
+    for answer in ask(app, *({**one, "headers": {"Host": "evil.example"}} for one in paths)):
+        assert "evil" not in problem(answer, 404) + str(answer.headers)
+
+
+def test_balancers_ask_without_a_body(app: Any) -> None:
+    for answer in ask(app, *({"method": "HEAD", "url": url} for url in ("/health", "/ready"))):
+        assert answer.status_code in (200, 503)
+        assert answer.content == b""
+
+
 def test_arguments(model: medimg.TransferClassifier) -> None:
     with pytest.raises(TrainingError, match=r"medimg\.load"):
         make_app("model.safetensors")  # type: ignore[arg-type]  # wrong on purpose
@@ -500,3 +548,24 @@ def test_an_answer_is_valid_json(app: Any) -> None:
     (answer,) = ask(app, {"content": nifti(), "url": "/predict?unit=image"})
     rows = json.loads(answer.content, parse_constant=pytest.fail)["predictions"]
     assert [row["slice"] for row in rows] == [0, 1, 2, 3]
+
+
+def test_clients_open_no_urls(model: medimg.TransferClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    from medimg.io.files import byte_ranges
+
+    def refuse(url: str) -> None:
+        raise AssertionError("a client had a URL opened")
+
+    monkeypatch.setattr(byte_ranges, "find_storage", refuse)
+    app = make_app(model, dicomweb=["https://pacs.example.org/dicom-web"])
+    urls = [
+        "s3://bucket/a.dcm", "memory://a.dcm", "http://127.0.0.1/a.dcm", "file:///etc/passwd",
+        "https://other.example.org/dicom-web/studies/1.2", "s3://pacs.example.org/dicom-web/studies/1.2",
+    ]  # fmt: skip
+    for answer in ask(app, *({"json": {"url": url}} for url in urls)):
+        assert answer.status_code in (400, 403)
+    header = "ObjectType = Image\nNDims = 2\nDimSize = 2 2\nElementType = MET_UCHAR\nElementDataFile = "
+    for url in urls:
+        files = [("files", ("s3://bucket/x.mhd", (header + url).encode())), ("files", (url, url.encode()))]
+        (answer,) = ask(app, {"files": files})
+        assert answer.status_code == 422, answer.text

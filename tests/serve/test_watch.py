@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import pytest
 
 import medimg
 from medimg.cli.main import main
-from medimg.errors import MedimgError, StoreError, TrainingError, also
+from medimg.errors import MedimgError, MissingDependencyError, StoreError, TrainingError, also
 from medimg.serve import WatchResult, watch
 from tests.io.dicomweb.fake_pacs import STUDY, FakePacs, Reply, Seen, make_slice
 from tests.orthanc import PASSWORD, USER, Orthanc, find_orthanc
@@ -112,6 +114,143 @@ def test_a_series_has_to_settle(
     assert look(model, archive, tmp_path, settle=60) == WatchResult(waiting=1)
     now = 1131.0
     assert look(model, archive, tmp_path, settle=60) == WatchResult(stored=1)
+
+
+def test_a_series_does_not_settle_while_others_are_predicted_on(
+    model: medimg.TransferClassifier, archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    assert look(model, archive, tmp_path, settle=60) == WatchResult(waiting=1)
+    now = 1055.0
+    archive.datasets += make_stack(series="1.2.3.9", count=2)
+    assert look(model, archive, tmp_path, settle=60) == WatchResult(waiting=2)
+    now = 1061.0
+    archive.misbehave = lambda seen, _: take_long() if seen.method == "POST" else None
+
+    def take_long() -> None:
+        nonlocal now
+        now += 600
+
+    # how many instances the other has was asked when it had arrived for 6 s
+    assert look(model, archive, tmp_path, settle=60) == WatchResult(stored=1, waiting=1)
+    assert look(model, archive, tmp_path, settle=60) == WatchResult(stored=1)
+
+
+def test_a_clock_that_is_set_back(
+    model: medimg.TransferClassifier, archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 10_000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    look(model, archive, tmp_path, settle=60)
+    now = 5_000.0
+    assert look(model, archive, tmp_path, settle=60) == WatchResult(waiting=1), "it may still arrive"
+    now = 5_061.0
+    assert look(model, archive, tmp_path, settle=60) == WatchResult(stored=1)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("SENTINEL"), MemoryError(), ValueError("1.2.3.4")])
+def test_a_series_that_a_library_fails_on_stops_no_other(
+    model: medimg.TransferClassifier,
+    archive: Archive,
+    tmp_path: Path,
+    caplog: Any,
+    error: Exception,
+) -> None:
+    caplog.set_level(logging.INFO, "medimg")
+    archive.datasets += make_stack(series="1.2.3.9")
+    results = medimg.export.make_results
+
+    def fail(model: Any, sources: Any, **settings: Any) -> Any:
+        if sources[0].uid.startswith("1.2.3.4"):
+            raise error
+        return results(model, sources, **settings)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("medimg.export.make_results", fail)
+        assert look(model, archive, tmp_path, interval=1e-9) == WatchResult(stored=1, failed=1)
+    assert f"{type(error).__name__}, attempt 1" in caplog.text
+    assert "SENTINEL" not in caplog.text
+    assert "1.2.3" not in caplog.text
+    assert look(model, archive, tmp_path).stored == 1
+
+
+def test_a_series_that_ends_the_process_comes_last(
+    model: medimg.TransferClassifier, archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.datasets += make_stack(series="1.2.3.9")
+    results = medimg.export.make_results
+
+    def end(model: Any, sources: Any, **settings: Any) -> Any:
+        if sources[0].uid.startswith("1.2.3.4"):
+            raise KeyboardInterrupt
+        return results(model, sources, **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("medimg.export.make_results", end)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                look(model, archive, tmp_path)
+    assert archive.kinds().count("SR") == 1
+    # nor is it given up: the process may have been ended by somebody
+    assert look(model, archive, tmp_path, attempts=1) == WatchResult(stored=1)
+
+
+def test_a_missing_library_is_no_attempt(
+    model: medimg.TransferClassifier, archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "highdicom", None)
+        with pytest.raises(MissingDependencyError, match="dicom-out"):
+            look(model, archive, tmp_path, attempts=1)
+    assert look(model, archive, tmp_path, attempts=1) == WatchResult(stored=1)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_state_that_is_damaged_or_cut_off(
+    model: medimg.TransferClassifier, archive: Archive, tmp_path: Path, seed: int
+) -> None:
+    from medimg.serve._watch_state import WatchState
+
+    with WatchState(tmp_path / "state", "x") as state:
+        for number in range(300):
+            state.is_due(state.key(str(number)), number, 0.0, settle=1, attempts=1)
+            state.add_result(str(number))
+    path = tmp_path / "state" / "watch.sqlite"
+    data = bytearray(path.read_bytes())
+    rng = random.Random(seed)
+    if seed % 2:
+        del data[rng.randrange(100, len(data)) :]
+    else:
+        # not the first page, which has the schema
+        start = rng.randrange(4096, len(data) - 4096)
+        data[start : start + 8192] = rng.randbytes(len(data[start : start + 8192]))
+    path.write_bytes(data)
+    # what is damaged may not be needed now; no other error is raised
+    with suppress(MedimgError):
+        look(model, archive, tmp_path)
+    assert archive.kinds().count("SR") <= 1
+    path.unlink()
+    look(model, archive, tmp_path)
+    assert archive.kinds().count("SR") == 1
+
+
+def test_a_state_that_cannot_be_written_ends_the_watch(
+    model: medimg.TransferClassifier, archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medimg.serve._watch_state import WatchState
+
+    prepare = WatchState._prepare
+
+    def fill(state: WatchState) -> None:
+        prepare(state)
+        # as on a full disk
+        state._connection.execute("PRAGMA query_only = ON")
+
+    monkeypatch.setattr(WatchState, "_prepare", fill)
+    with pytest.raises(MedimgError, match="can't be written"):
+        look(model, archive, tmp_path, once=False)
+    assert archive.kinds().count("SR") == 0
 
 
 def test_own_results_are_no_images(
@@ -378,6 +517,9 @@ def test_one_watch_at_a_time(model: medimg.TransferClassifier, archive: Archive,
 def test_settings(model: medimg.TransferClassifier, archive: Archive, tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(TrainingError, match="pass modality="):
         look(model, archive, tmp_path, modality=())
+    for results in ([], ["sr", "xx"]):
+        with pytest.raises(TrainingError, match="results must be"):
+            look(model, archive, tmp_path, results=results)
     with pytest.raises(TrainingError, match="interval must be"):
         look(model, archive, tmp_path, interval=0)
     with pytest.raises(TrainingError, match="conditions must be"):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 
 from medimg._public import set_module
 from medimg._validation import check_choice
@@ -32,8 +32,10 @@ from medimg.data.cache.images import (
     encode_intensity,
 )
 from medimg.data.cache.keys import SCHEMA, Compare, find_address
-from medimg.errors import DatasetError, MedimgWarning
+from medimg.errors import DatasetError, MedimgWarning, ReadError
 from medimg.io.files.atomic import atomic_path, to_os_error
+from medimg.io.files.byte_ranges import call_storage, fetch_object
+from medimg.io.files.object_storage import is_remote_url, is_web_url, name_url, refuse_url_as_path
 from medimg.io.files.regular_file import explain_irregular
 
 if TYPE_CHECKING:
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
 __all__ = ["ImageCache", "as_cache", "make_cache_folder", "read_entry", "write_entry"]
 
 _META: Final = "medimg_pictures"
+_TENSORS: Final = ("planes", "crc32", "slices", "uids")
+_NOT_AN_ENTRY: Final = (SafetensorError, KeyError, ValueError, TypeError, RecursionError, RuntimeError)
+_MAX_OBJECT: Final = 2**32
 
 
 @set_module("medimg")
@@ -52,16 +57,18 @@ class ImageCache:
     A folder of rendered images, for :func:`read_tensors` and :class:`ImageDataset`.
 
     Images are stored before normalization, in one channel if all three would be equal, and memory-mapped when
-    needed. Several processes may use one folder at once. An entry is identified by the content of its files,
-    the preprocessing, the reading policies and the version of medimg: a file that was changed or replaced has
-    another entry, and one that was only moved has the same.
+    needed; from object storage they are fetched. Several processes may use one folder at once. An entry is
+    identified by the content of its files, the preprocessing, the reading policies and the version of medimg:
+    a file that was changed or replaced has another entry, and one that was only moved has the same, except
+    one at a URL, which is identified by its URL, size and version.
 
     Parameters
     ----------
     folder : str or Path
         Folder of the cache, created if missing, with a subfolder for each preprocessing recipe, named by its
         fingerprint. It may be deleted at any time while no process uses it. Keep it as private as the images
-        themselves.
+        themselves. In object storage, such as ``"s3://bucket/cache"``, each series is one object, written at
+        once and read by one request; what was read is kept in memory as images without a cache are.
     dtype : {"float16", "uint8", "float32"}
         Type in which intensities, 0 to 1, are stored. The largest rounding error is 0.00025 in "float16", or
         0.0011 after ImageNet normalization; 0.002 and 0.009 in "uint8", which takes half the space; none in
@@ -91,32 +98,41 @@ class ImageCache:
     ) -> None:
         self.dtype: StoredDtype = check_choice("dtype", dtype, get_args(StoredDtype), error=DatasetError)
         self.compare: Compare = check_choice("compare", compare, get_args(Compare), error=DatasetError)
-        self.folder = make_cache_folder(folder)
+        self.folder = check_object_folder(folder) if is_remote_url(folder) else make_cache_folder(folder)
         self._warned = False
 
     def __repr__(self) -> str:
-        return f"ImageCache({str(self.folder)!r}, dtype={self.dtype!r}, compare={self.compare!r})"
+        folder = name_url(self.folder) if isinstance(self.folder, str) else str(self.folder)
+        return f"ImageCache({folder!r}, dtype={self.dtype!r}, compare={self.compare!r})"
 
     def address(self, recipe: Preprocess, series: Series, policies: Policies) -> Address | None:
         """Return where the images of a series are or will be; None if they can't be cached."""
         return find_address(recipe, series, policies, dtype=self.dtype, compare=self.compare)
 
     def path(self, address: Address, recipe: Preprocess) -> Path:
-        """Return the file of an entry."""
-        return self.folder / recipe.fingerprint / address.key[:2] / f"{address.key[2:]}.safetensors"
+        """Return the file of an entry, if the folder is on disk."""
+        return Path(self.folder, _name_entry(address, recipe))
 
     def load(self, address: Address, recipe: Preprocess) -> RenderedImages | None:
         """Return the images of an entry, mapped; None if there is none, with a warning if it is damaged."""
-        path = self.path(address, recipe)
         try:
-            return read_entry(path, address, recipe, self.dtype)
+            return self._read(address, recipe)
         except FileNotFoundError:
             return None
         except DamagedError as error:
             self.warn_of_damage(address, error)
+        except ReadError as error:
+            self._warn_once(str(error))
         except OSError as error:
-            self._warn_once(f"{path} can't be opened ({error.strerror or type(error).__name__})")
+            reason = error.strerror or type(error).__name__
+            self._warn_once(f"{self.path(address, recipe)} can't be opened ({reason})")
         return None
+
+    def _read(self, address: Address, recipe: Preprocess) -> RenderedImages:
+        if isinstance(self.folder, str):
+            data = fetch_object(f"{self.folder}/{_name_entry(address, recipe)}", _MAX_OBJECT)
+            return decode_entry(data, address, recipe, self.dtype)
+        return read_entry(self.path(address, recipe), address, recipe, self.dtype)
 
     def warn_of_damage(self, address: Address, error: DamagedError) -> None:
         """Warn of an entry that is damaged."""
@@ -132,10 +148,14 @@ class ImageCache:
 
     def store(self, address: Address, recipe: Preprocess, images: RenderedImages) -> RenderedImages:
         """
-        Store images of the cache's type atomically, and return them mapped.
+        Store images of the cache's type atomically, and return them, mapped from a file.
 
         They are returned as given if they can't be written, with a warning the first time.
         """
+        if isinstance(self.folder, str):
+            url = f"{self.folder}/{_name_entry(address, recipe)}"
+            self._store_object(url, encode_entry(address, recipe, images))
+            return images
         path = self.path(address, recipe)
         try:
             with atomic_path(path) as temporary:
@@ -146,10 +166,30 @@ class ImageCache:
             self._warn_once(f"images can't be cached in {self.folder} ({type(error).__name__})")
             return images
 
+    def _store_object(self, url: str, data: bytes) -> None:
+        try:
+            call_storage(url, lambda storage, path: storage.pipe_file(path, data))
+        except ReadError as error:
+            self._warn_once(f"images can't be cached: {error}")
+
     def _warn_once(self, text: str) -> None:
         if not self._warned:
             self._warned = True
             warnings.warn(f"{text}; they are rendered again each time", MedimgWarning, stacklevel=4)
+
+
+def _name_entry(address: Address, recipe: Preprocess) -> str:
+    """Return the path of an entry below the folder, with slashes."""
+    return f"{recipe.fingerprint}/{address.key[:2]}/{address.key[2:]}.safetensors"
+
+
+def check_object_folder(url: str) -> str:
+    """Return the URL of a folder in object storage without a slash at its end."""
+    if is_web_url(url):
+        raise DatasetError(
+            f"{name_url(url)} can't be a cache, as web servers take no files; use a folder, or object storage"
+        )
+    return url.rstrip("/")
 
 
 def as_cache(cache: str | os.PathLike[str] | ImageCache | None) -> ImageCache | None:
@@ -159,6 +199,11 @@ def as_cache(cache: str | os.PathLike[str] | ImageCache | None) -> ImageCache | 
 
 def make_cache_folder(folder: str | os.PathLike[str]) -> Path:
     """Create the folder of a cache if it is missing, and return its absolute path."""
+    if is_remote_url(folder):
+        raise DatasetError(
+            f"{name_url(folder)} can't be this cache, which is an SQLite file; use a folder on this machine"
+        )
+    refuse_url_as_path(folder)
     path = Path(folder).absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -171,6 +216,22 @@ def make_cache_folder(folder: str | os.PathLike[str]) -> Path:
 
 def write_entry(path: Path, address: Address, recipe: Preprocess, images: RenderedImages) -> None:
     """Write the images of a series, of any stored type; OSError if they can't be written."""
+    tensors, metadata = _make_entry(address, recipe, images)
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise to_os_error(error, path) from None
+
+
+def encode_entry(address: Address, recipe: Preprocess, images: RenderedImages) -> bytes:
+    """Return what :func:`write_entry` writes."""
+    tensors, metadata = _make_entry(address, recipe, images)
+    return save(tensors, metadata)
+
+
+def _make_entry(
+    address: Address, recipe: Preprocess, images: RenderedImages
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     planes = images.planes.contiguous()
     uids = address.cipher("\n".join(images.sop_instance_uids).encode())
     tensors = {
@@ -186,10 +247,7 @@ def write_entry(path: Path, address: Address, recipe: Preprocess, images: Render
         "fingerprint": recipe.fingerprint,
     }
     header["sha256"] = _hash_entry(header, tensors)
-    try:
-        save_file(tensors, path, metadata={_META: json_text(header)})
-    except SafetensorError as error:
-        raise to_os_error(error, path) from None
+    return tensors, {_META: json_text(header)}
 
 
 def read_entry(path: Path, address: Address, recipe: Preprocess, dtype: StoredDtype) -> RenderedImages:
@@ -200,12 +258,37 @@ def read_entry(path: Path, address: Address, recipe: Preprocess, dtype: StoredDt
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[_META])
-            tensors = {name: file.get_tensor(name) for name in ("planes", "crc32", "slices", "uids")}
+            tensors = {name: file.get_tensor(name) for name in _TENSORS}
     except FileNotFoundError:
         raise
     # the bindings raise OSError only for errors of the system
-    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError, RuntimeError) as error:
+    except _NOT_AN_ENTRY as error:
         raise DamagedError(f"it is not a complete file of images ({type(error).__name__})") from None
+    return _open_entry(header, tensors, address, recipe, dtype)
+
+
+def decode_entry(data: bytes, address: Address, recipe: Preprocess, dtype: StoredDtype) -> RenderedImages:
+    """Return the images of an entry, in memory, with their checksums verified; see :func:`read_entry`."""
+    try:
+        tensors = load(data)
+        tensors = {name: tensors[name] for name in _TENSORS}
+        # its length was checked
+        stated = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header = json.loads(stated["__metadata__"][_META])
+    except _NOT_AN_ENTRY as error:
+        raise DamagedError(f"it is not a complete file of images ({type(error).__name__})") from None
+    images = _open_entry(header, tensors, address, recipe, dtype)
+    images.take()
+    return replace(images, crc32=None)
+
+
+def _open_entry(
+    header: Any,
+    tensors: dict[str, torch.Tensor],
+    address: Address,
+    recipe: Preprocess,
+    dtype: StoredDtype,
+) -> RenderedImages:
     _check_entry(header, tensors, address, recipe, dtype)
     try:
         uids = address.cipher(tensors["uids"].numpy().tobytes()).decode().split("\n")

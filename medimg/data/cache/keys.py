@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, Final, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
@@ -18,14 +19,17 @@ from medimg.core.content_hash import content_hash, json_text
 from medimg.errors import DatasetError
 from medimg.io.dicom.series.volume_reader import StackReader
 from medimg.io.files.blob import VersionedFile
+from medimg.io.files.object_storage import is_remote_url
 from medimg.io.files.regular_file import is_regular_file
 from medimg.io.memory_series import KnownContent
+from medimg.io.series import FileReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from medimg.data._image_store import ImageStore
     from medimg.data.items import Item
+    from medimg.io.files.listed_file import ListedFile
     from medimg.io.series import Policies, Series
     from medimg.preprocessing.preprocess import Preprocess
 
@@ -52,6 +56,8 @@ SCHEMA: Final = 1
 _BLOCK: Final = 4096
 _BLOCKS: Final = 64
 _WHOLE: Final = 2**18
+#: Bytes of a file at a URL that is fetched as a whole rather than block by block.
+_FETCHED: Final = 2**23
 _THREADS: Final = 8
 _STATE_DIGITS: Final = 15
 
@@ -161,8 +167,8 @@ def stat_files(series: Series) -> FileStates | None:
     """
     Return the states of a series' files, without opening them; None if one is not on disk.
 
-    An array in memory has a state that depends on its content only, and an instance on a DICOMweb server one
-    of its metadata.
+    An array in memory has a state that depends on its content only, a file at a URL one of its version, and
+    an instance on a DICOMweb server one of its metadata.
 
     Examples
     --------
@@ -175,6 +181,12 @@ def stat_files(series: Series) -> FileStates | None:
     versions = _list_versions(series)
     if versions is not None:
         return tuple((int(version[:_STATE_DIGITS], 16), 0, 0, 0) for version in versions)
+    if is_remote_url(series.files[0]):
+        # another version of such a file is not read
+        files = _find_listed(series)
+        if files is None or not all(file.digest for file in files):
+            return None
+        return tuple((int(file.digest[:_STATE_DIGITS], 16), file.length, 0, 0) for file in files)
     archives: dict[str, os.stat_result | None] = {}
     found = []
     for name in series.files:
@@ -208,14 +220,17 @@ def hash_files(series: Series, compare: Compare | Literal["blocks", "undated"]) 
     size, and bytes from 64 positions, equal for copies in any folder; fewer are not enough, as uncompressed
     images of different people can have the same black borders there. "undated": as "samples", but equal for
     copies in any folder, for files with an identifier at their start. "bytes": all bytes and nothing else.
-    An array in memory has one digest of its content. "samples" of instances on a DICOMweb server are their
-    URLs and metadata; the other ones are None.
+    An array in memory has one digest of its content. "samples" of a file at a URL is its name, size and
+    version, for which nothing is read; None if its version is unknown. "samples" of instances on a DICOMweb
+    server are their URLs and metadata; the other ones are None.
     """
     if isinstance(series.reader, KnownContent):
         return [series.reader.digest]
     versions = _list_versions(series)
     if versions is not None:
         return versions if compare == "samples" else None
+    if is_remote_url(series.files[0]):
+        return _hash_listed(series, compare)
     digests: dict[str, str] = {}
     found = []
     try:
@@ -244,6 +259,42 @@ def _list_versions(series: Series) -> list[str] | None:
     return versions if len(versions) == len(found) else None
 
 
+def _find_listed(series: Series) -> list[ListedFile] | None:
+    """Return the files at URLs, or the archives, that hold the files of a series; None if one is none."""
+    reader = series.reader
+    if isinstance(reader, StackReader):
+        plan = reader.plan
+        frames = [frame for channel in plan.channels for frame in channel]
+        blobs = [frame.instance.blob for frame in (*frames, *(left for left, _ in plan.duplicates))]
+    else:
+        blobs = [reader.blob] if isinstance(reader, FileReader) else []
+    by_name = {blob.name: blob.listed_file for blob in blobs}
+    found = [by_name.get(name) for name in series.files]
+    return [file for file in found if file is not None] if all(found) else None
+
+
+def _hash_listed(series: Series, compare: Compare | Literal["blocks", "undated"]) -> list[str] | None:
+    files = _find_listed(series)
+    if files is None or (compare == "samples" and not all(file.digest for file in files)):
+        return None
+    digests: dict[ListedFile, str] = {}
+    found = []
+    for name, file in zip(series.files, files, strict=True):
+        if file not in digests:
+            digests[file] = file.digest if compare == "samples" else _hash_fetched(file, compare)
+        member = name[len(file.name) :]
+        found.append(digests[file] + content_hash(os.fsencode(member))[:16])
+    return found
+
+
+def _hash_fetched(listed: ListedFile, compare: Literal["bytes", "blocks", "undated"]) -> str:
+    """Return the digest of a file at a URL, equal to that of its copy on disk."""
+    with listed.open() as file:
+        if compare == "blocks" and listed.length <= _FETCHED:
+            return _hash_open_file(io.BytesIO(file.read()), listed.length, "", compare)
+        return _hash_open_file(file, listed.length, "", compare)
+
+
 def _find_on_disk(name: str) -> str | None:
     """Return the file of that name, or the archive that contains it."""
     if name.startswith("<"):
@@ -255,21 +306,28 @@ def _find_on_disk(name: str) -> str | None:
 
 def _hash_file(name: str, compare: Compare | Literal["blocks", "undated"], *, by_path: bool) -> str:
     with Path(name).open("rb", buffering=0) as file:
-        if compare == "bytes":
-            return hashlib.file_digest(file, "blake2b").hexdigest()
         state = os.fstat(file.fileno())
         dated = f"{state.st_mtime_ns} " if compare == "samples" else ""
-        digest = hashlib.blake2b(f"{state.st_size} {dated}".encode(), digest_size=32)
-        if state.st_size <= _WHOLE:
-            digest.update(_read_block(file, 0, _WHOLE))
-            return digest.hexdigest()
-        last = state.st_size - _BLOCK
-        few, many = (0, state.st_size // 2, last), (last * n // (_BLOCKS - 1) for n in range(_BLOCKS))
-        for start in many if compare == "blocks" else few:
-            digest.update(_read_block(file, start, _BLOCK))
-        if by_path and compare == "samples":
-            digest.update(os.fsencode(os.path.realpath(name)))
+        path = os.fsencode(os.path.realpath(name)) if by_path and compare == "samples" else b""
+        return _hash_open_file(file, state.st_size, dated, compare, path)
+
+
+def _hash_open_file(
+    file: BinaryIO, size: int, dated: str, compare: Compare | Literal["blocks", "undated"], path: bytes = b""
+) -> str:
+    """Return the digest of an open file; large ones have `path` in it."""
+    if compare == "bytes":
+        return hashlib.file_digest(cast("io.BytesIO", file), "blake2b").hexdigest()
+    digest = hashlib.blake2b(f"{size} {dated}".encode(), digest_size=32)
+    if size <= _WHOLE:
+        digest.update(_read_block(file, 0, _WHOLE))
         return digest.hexdigest()
+    last = size - _BLOCK
+    few, many = (0, size // 2, last), (last * n // (_BLOCKS - 1) for n in range(_BLOCKS))
+    for start in many if compare == "blocks" else few:
+        digest.update(_read_block(file, start, _BLOCK))
+    digest.update(path)
+    return digest.hexdigest()
 
 
 def _read_block(file: BinaryIO, start: int, count: int) -> bytes:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args, overload
 
 from medimg import __version__
 from medimg._public import set_module
@@ -14,11 +13,14 @@ from medimg.core.content_hash import content_hash, json_text
 from medimg.data.identifiers import ItemId, compute_item_ids
 from medimg.data.leakage.check_leaks import check_splits, check_types
 from medimg.errors import DatasetError, also
-from medimg.io.files.atomic import write_text
+from medimg.io.files.local_copy import local_copy
+from medimg.io.files.object_storage import check_location, show_location
+from medimg.io.files.output import check_target, write_text
 from medimg.io.files.regular_file import explain_irregular
 
 if TYPE_CHECKING:
     import os
+    from pathlib import Path
 
     from medimg.data.dataset import ImageDataset
     from medimg.io.series import Series
@@ -35,29 +37,36 @@ _MOST_BYTES: Final = 2**29
 _SHOWN: Final = 3
 
 
+@overload
+def save_split(path: os.PathLike[str], **parts: ImageDataset) -> Path: ...
+@overload
+def save_split(path: str, **parts: ImageDataset) -> Path | str: ...
 @set_module("medimg")
-def save_split(path: str | os.PathLike[str], **parts: ImageDataset) -> Path:
+def save_split(path: str | os.PathLike[str], **parts: ImageDataset) -> Path | str:
     """
     Save the images of each subset, so that the split can be restored.
 
     Parameters
     ----------
     path : path-like
-        JSON file to write; an existing one is replaced atomically.
+        JSON file to write, or URL of object storage; an existing one is replaced atomically.
     **parts : ImageDataset
         Subsets of one dataset by name, such as ``train=train, val=val, test=test``.
 
     Returns
     -------
-    pathlib.Path
-        The file.
+    pathlib.Path or str
+        The file; of a URL the URL.
 
     Raises
     ------
     LeakageError
         If the subsets share anything; pixels are compared if they were before.
     DatasetError
-        If there is no subset, they differ in unit, or an image can't be identified.
+        If there is no subset, they differ in unit, an image can't be identified, or `path` can't be written
+        to.
+    OSError
+        If the file can't be written; of a URL a :class:`~medimg.errors.StoreError`.
 
     Notes
     -----
@@ -68,6 +77,7 @@ def save_split(path: str | os.PathLike[str], **parts: ImageDataset) -> Path:
     --------
     >>> medimg.save_split("split.json", train=train, val=val, test=test)  # doctest: +SKIP
     """
+    target = check_target("path", path, error=DatasetError)
     if not parts:
         raise DatasetError(
             "save_split takes the subsets by name, such as train=train, test=test; none was given"
@@ -99,7 +109,8 @@ def save_split(path: str | os.PathLike[str], **parts: ImageDataset) -> Path:
         "parts": runs,
     }
     content["sha256"] = _hash_content(content)
-    return write_text(path, json.dumps(content, separators=(",", ":")) + "\n")
+    write_text(target, json.dumps(content, separators=(",", ":")) + "\n")
+    return target
 
 
 @set_module("medimg")
@@ -116,7 +127,7 @@ def load_split(
     Parameters
     ----------
     path : path-like
-        File written by :func:`medimg.save_split`.
+        File written by :func:`medimg.save_split`, or its URL.
     dataset : ImageDataset
         All images, at any paths and in any order.
     verify : bool
@@ -144,8 +155,10 @@ def load_split(
     """
     check_choice("on_additional", on_additional, get_args(OnAdditional), error=DatasetError)
     check_types(dataset)
-    file = Path(path)
-    saved = _read_file(file)
+    location = check_location("path", path, error=DatasetError)
+    file = show_location(location)
+    with local_copy(location, error=DatasetError, most=_MOST_BYTES) as local:
+        saved = _read_file(local)
     if saved["unit"] != stored_unit(dataset.unit):
         unit = "series" if saved["unit"] == "series" else "image"
         raise DatasetError(
@@ -194,7 +207,7 @@ def _list_runs(part: ImageDataset, numbers: dict[int, int]) -> list[_Run]:
     return runs
 
 
-def _match_series(file: Path, saved: list[list[Any]], dataset: ImageDataset, *, verify: bool) -> list[Series]:
+def _match_series(file: str, saved: list[list[Any]], dataset: ImageDataset, *, verify: bool) -> list[Series]:
     """Return the series of the dataset that each saved series is."""
     several = list({id(series): series for series in dataset.series}.values())
     ids = compute_item_ids(several, contents=verify)
@@ -225,7 +238,7 @@ def _match_series(file: Path, saved: list[list[Any]], dataset: ImageDataset, *, 
     return found
 
 
-def _raise_if_any(file: Path, total: int, keys: list[str], what: str) -> None:
+def _raise_if_any(file: str, total: int, keys: list[str], what: str) -> None:
     if keys:
         shown = ", ".join(key[:12] for key in keys[:_SHOWN]) + (", …" if len(keys) > _SHOWN else "")
         raise DatasetError(f"{len(keys)} of {total} series of {file} are {what}; by hash: {shown}")

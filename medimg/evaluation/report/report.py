@@ -3,8 +3,8 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from medimg.errors import DatasetError, also
 from medimg.evaluation.report._formats import format_percent, format_quantity
 from medimg.evaluation.report.cautions import ClassCount
 from medimg.evaluation.report.example_images import ExampleImage
-from medimg.io.files.atomic import write_text
+from medimg.io.files.output import check_target, replace_suffix, write_text
 from medimg.io.files.spreadsheet import escape_formulas
 from medimg.metrics.bootstrap import Estimate
 from medimg.metrics.curves import Curves
@@ -169,7 +169,11 @@ class Report:
         rows = [(name, e.value, e.low, e.high, e.dropped, e.reason) for name, e in self.metrics.items()]
         return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "dropped", "reason"])
 
-    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+    @overload
+    def to_csv(self, path: os.PathLike[str]) -> Path: ...
+    @overload
+    def to_csv(self, path: str) -> Path | str: ...
+    def to_csv(self, path: str | os.PathLike[str]) -> Path | str:
         """
         Write the predictions, one row per unit, as UTF-8 CSV.
 
@@ -178,16 +182,46 @@ class Report:
         Parameters
         ----------
         path : path-like
-            Output file; an existing one is replaced atomically.
+            Output file, or URL of object storage; an existing one is replaced atomically.
 
         Returns
         -------
-        pathlib.Path
-            Path of the file.
-        """
-        table = escape_formulas(self.predictions)
-        return _write_text(path, table.to_csv(index=False, lineterminator="\n"))
+        pathlib.Path or str
+            Path of the file; of a URL the URL.
 
+        Raises
+        ------
+        DatasetError
+            If the path is not one, or the URL can't be written to.
+        OSError
+            If the file can't be written; of a URL a :class:`~medimg.errors.StoreError`.
+        """
+        target = check_target("path", path, error=DatasetError)
+        table = escape_formulas(self.predictions)
+        return _write_text(target, table.to_csv(index=False, lineterminator="\n"))
+
+    @overload
+    def to_html(
+        self,
+        path: os.PathLike[str],
+        *,
+        fit: FitHistory | None = None,
+        split: Mapping[str, EvaluationDataset] | None = None,
+        title: str | None = None,
+        example_images: bool = True,
+        card: bool = False,
+    ) -> Path: ...
+    @overload
+    def to_html(
+        self,
+        path: str,
+        *,
+        fit: FitHistory | None = None,
+        split: Mapping[str, EvaluationDataset] | None = None,
+        title: str | None = None,
+        example_images: bool = True,
+        card: bool = False,
+    ) -> Path | str: ...
     def to_html(
         self,
         path: str | os.PathLike[str],
@@ -197,14 +231,14 @@ class Report:
         title: str | None = None,
         example_images: bool = True,
         card: bool = False,
-    ) -> Path:
+    ) -> Path | str:
         """
         Write a self-contained HTML page: data, metrics, curves, errors, example images and methods.
 
         Parameters
         ----------
         path : path-like
-            Output file; an existing one is replaced atomically.
+            Output file, or URL of object storage; an existing one is replaced atomically.
         fit : FitResult, optional
             Result of :func:`medimg.fine_tune`, to show the training.
         split : mapping of str to ImageDataset, optional
@@ -220,28 +254,56 @@ class Report:
 
         Returns
         -------
-        pathlib.Path
-            Path of the page.
+        pathlib.Path or str
+            Path of the page; of a URL the URL.
 
         Raises
         ------
         DatasetError
-            If `split` is not a mapping, `fit` has no history, or page and card would be one file.
+            If `split` is not a mapping, `fit` has no history, page and card would be one file, or `path`
+            can't be written to.
+        OSError
+            If a file can't be written; of a URL a :class:`~medimg.errors.StoreError`.
         """
         from medimg.evaluation.report._html import render_report
 
         _check_inputs(fit, split)
-        if card and Path(path).suffix.lower() == ".md":
+        target = check_target("path", path, error=DatasetError)
+        if card and PurePath(target).suffix.lower() == ".md":
             raise DatasetError(
                 "expected a page with another extension than the card's .md; rename it, for example to .html"
             )
         page = _write_text(
-            path, render_report(self, fit=fit, split=split, title=title, example_images=example_images)
+            target, render_report(self, fit=fit, split=split, title=title, example_images=example_images)
         )
         if card:
-            self.to_model_card(page.with_suffix(".md"), fit=fit, split=split)
+            self.to_model_card(replace_suffix(page, ".md"), fit=fit, split=split)
         return page
 
+    @overload
+    def to_model_card(
+        self,
+        path: os.PathLike[str],
+        *,
+        fit: FitHistory | None = None,
+        split: Mapping[str, EvaluationDataset] | None = None,
+        contact: str | None = None,
+        intended_use: str | None = None,
+        out_of_scope: str | None = None,
+        caveats: str | None = None,
+    ) -> Path: ...
+    @overload
+    def to_model_card(
+        self,
+        path: str,
+        *,
+        fit: FitHistory | None = None,
+        split: Mapping[str, EvaluationDataset] | None = None,
+        contact: str | None = None,
+        intended_use: str | None = None,
+        out_of_scope: str | None = None,
+        caveats: str | None = None,
+    ) -> Path | str: ...
     def to_model_card(
         self,
         path: str | os.PathLike[str],
@@ -252,14 +314,14 @@ class Report:
         intended_use: str | None = None,
         out_of_scope: str | None = None,
         caveats: str | None = None,
-    ) -> Path:
+    ) -> Path | str:
         """
         Write a model card in Markdown.
 
         Parameters
         ----------
         path : path-like
-            Output file; an existing one is replaced atomically.
+            Output file, or URL of object storage; an existing one is replaced atomically.
         fit : FitResult, optional
             Result of :func:`medimg.fine_tune`.
         split : mapping of str to ImageDataset, optional
@@ -270,13 +332,15 @@ class Report:
 
         Returns
         -------
-        pathlib.Path
-            Path of the card.
+        pathlib.Path or str
+            Path of the card; of a URL the URL.
 
         Raises
         ------
         DatasetError
-            If `split` is not a mapping, or `fit` has no history.
+            If `split` is not a mapping, `fit` has no history, or `path` can't be written to.
+        OSError
+            If the file can't be written; of a URL a :class:`~medimg.errors.StoreError`.
 
         Notes
         -----
@@ -290,8 +354,9 @@ class Report:
             "out_of_scope": out_of_scope,
             "caveats": caveats,
         }
+        target = check_target("path", path, error=DatasetError)
         _check_inputs(fit, split)
-        return _write_text(path, render_card(self, fit=fit, split=split, statements=statements))
+        return _write_text(target, render_card(self, fit=fit, split=split, statements=statements))
 
     def __str__(self) -> str:
         overall = {name: estimate for name, estimate in self.metrics.items() if "[" not in name}
@@ -322,6 +387,7 @@ def _check_inputs(fit: object, split: object) -> None:
         )
 
 
-def _write_text(path: str | os.PathLike[str], text: str) -> Path:
+def _write_text(target: Path | str, text: str) -> Path | str:
     """Write a text; names of folders that are not UTF-8 leave surrogates in the names of classes."""
-    return write_text(path, text.encode(errors="backslashreplace").decode())
+    write_text(target, text.encode(errors="backslashreplace").decode())
+    return target

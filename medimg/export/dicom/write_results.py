@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args, overload
 
-import pydicom
+from pydicom.filereader import read_partial
 from pydicom.uid import ComprehensiveSRStorage, ParametricMapStorage, SecondaryCaptureImageStorage
 
 from medimg._public import set_module
-from medimg._validation import check_choice, check_path
+from medimg._validation import check_choice
 from medimg.core.progress import Progress, progress_bar
 from medimg.core.volume import Volume
 from medimg.data.resolved_source import ResolvedSource
@@ -20,7 +21,8 @@ from medimg.export.dicom.parametric_map import parametric_map
 from medimg.export.dicom.secondary_capture import secondary_capture
 from medimg.export.dicom.structured_report import structured_report
 from medimg.io.dicom.header.attributes import quiet_pydicom
-from medimg.io.files.atomic import atomic_path
+from medimg.io.files.object_storage import show_location
+from medimg.io.files.output import atomic_output, check_target, has_target, join_target, read_target_start
 from medimg.io.series import Series
 from medimg.models.prediction.scored_source import list_sources
 from medimg.saliency.explain import explain
@@ -44,6 +46,9 @@ _KINDS: Final = get_args(ResultKind)
 _NEEDS_DICOM: Final = "a DICOM result needs DICOM images, whose patient and study it is stored with"
 #: Images that are not DICOM raise an error, or are left out with a warning.
 OtherFormatPolicy: TypeAlias = Literal["raise", "warn"]
+#: Bytes of a file in which its UID is.
+_START: Final = 2**14
+_SOP_INSTANCE_UID: Final = 0x00080018
 _PREFIXES: Final = {
     ComprehensiveSRStorage: "SR",
     SecondaryCaptureImageStorage: "SC",
@@ -124,6 +129,38 @@ def make_results(
                 yield parametric_map(model, series, explanation=found, name=name, created=created)
 
 
+@overload
+def write_results(
+    model: TransferClassifier,
+    sources: PredictSource | Iterable[PredictSource],
+    folder: Path,
+    *,
+    kinds: Sequence[ResultKind] = ("sr", "sc"),
+    predictions: pd.DataFrame | None = None,
+    codes: Mapping[str, ConceptLike] | None = None,
+    most: int = 12,
+    name: str | None = None,
+    tta: ViewChoice = None,
+    created: datetime.datetime | None = None,
+    on_other_format: OtherFormatPolicy = "raise",
+    progress: Progress = "auto",
+) -> list[Path]: ...
+@overload
+def write_results(
+    model: TransferClassifier,
+    sources: PredictSource | Iterable[PredictSource],
+    folder: str,
+    *,
+    kinds: Sequence[ResultKind] = ("sr", "sc"),
+    predictions: pd.DataFrame | None = None,
+    codes: Mapping[str, ConceptLike] | None = None,
+    most: int = 12,
+    name: str | None = None,
+    tta: ViewChoice = None,
+    created: datetime.datetime | None = None,
+    on_other_format: OtherFormatPolicy = "raise",
+    progress: Progress = "auto",
+) -> list[Path] | list[str]: ...
 @set_module("medimg.export")
 def write_results(
     model: TransferClassifier,
@@ -139,7 +176,7 @@ def write_results(
     created: datetime.datetime | None = None,
     on_other_format: OtherFormatPolicy = "raise",
     progress: Progress = "auto",
-) -> list[Path]:
+) -> list[Path] | list[str]:
     """
     Write the results of a model on every series of the sources as DICOM files.
 
@@ -151,20 +188,20 @@ def write_results(
     model, sources, kinds, predictions, codes, most, name, tta, created, on_other_format, progress
         See :func:`make_results`.
     folder : str or Path
-        Folder to write to; it is made if need be. It may be in a folder of the sources: results are not taken
-        for images.
+        Folder to write to, or its URL in object storage, such as ``s3://bucket/results``; it is made if need
+        be. It may be in a folder of the sources: results are not taken for images.
 
     Returns
     -------
-    list of Path
-        The files, ``SR.<SOP Instance UID>.dcm``, ``SC…`` and ``PM…``.
+    list of Path, or list of str
+        The files, or their URLs if `folder` is one, ``SR.<SOP Instance UID>.dcm``, ``SC…`` and ``PM…``.
 
     Raises
     ------
     ConversionError, ReadError, SeriesError, PreprocessError, MissingDependencyError
-        See :func:`make_results`.
+        See :func:`make_results`; a ConversionError also if the URL can't be written to.
     OSError
-        If a file can't be written.
+        If a file can't be written; of a URL a :class:`~medimg.errors.StoreError`.
 
     Examples
     --------
@@ -184,7 +221,7 @@ def write_results(
     >>> medimg.export.write_results(model, folder, results) == written
     True
     """
-    target = check_path("folder", folder, error=ConversionError)
+    target = check_target("folder", folder, error=ConversionError, is_folder=True)
     results = make_results(
         model,
         sources,
@@ -198,7 +235,8 @@ def write_results(
         on_other_format=on_other_format,
         progress=progress,
     )
-    return [write_instance(dataset, target) for dataset in results]
+    # all are of one type
+    return cast("list[Path] | list[str]", [write_instance(dataset, target) for dataset in results])
 
 
 def name_instance(dataset: Dataset) -> str:
@@ -206,27 +244,30 @@ def name_instance(dataset: Dataset) -> str:
     return f"{_PREFIXES[dataset.SOPClassUID]}.{dataset.SOPInstanceUID}.dcm"
 
 
-def write_instance(dataset: Dataset, folder: Path) -> Path:
+def write_instance(dataset: Dataset, folder: Path | str) -> Path | str:
     """Write an instance under its UID, unless it is there already, and return the file."""
-    path = folder / name_instance(dataset)
-    if _has_instance(path, str(dataset.SOPInstanceUID)):
-        return path
-    with atomic_path(path) as temporary, quiet_pydicom():
+    target = join_target(folder, name_instance(dataset))
+    if _has_instance(target, str(dataset.SOPInstanceUID)):
+        return target
+    with atomic_output(target) as temporary, quiet_pydicom():
         dataset.save_as(temporary, enforce_file_format=True)
-    return path
+    return target
 
 
-def _has_instance(path: Path, uid: str) -> bool:
+def _has_instance(target: Path | str, uid: str) -> bool:
     """Whether a file holds an instance; ConversionError if it holds something else."""
-    if not path.exists():
+    if not has_target(target):
         return False
+    start = read_target_start(target, _START)
     try:
         with quiet_pydicom():
-            found = pydicom.dcmread(path, specific_tags=["SOPInstanceUID"], stop_before_pixels=True)
+            found = read_partial(BytesIO(start), stop_when=lambda tag, *_: tag > _SOP_INSTANCE_UID)
     except Exception:
         found = None
     if found is None or str(found.get("SOPInstanceUID")) != uid:
-        raise ConversionError(f"{path} exists and is another file; move it away, or name another folder")
+        raise ConversionError(
+            f"{show_location(target)} exists and is another file; move it away, or name another folder"
+        )
     return True
 
 

@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import sys
+import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ if sys.platform != "win32":
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["atomic_path", "hash_file", "remove_leftovers", "to_os_error", "write_text"]
+__all__ = ["atomic_path", "hash_file", "remove_leftovers", "temporary_folder", "to_os_error"]
 
 #: Temporary folders, hidden from scans: whatever a writer that is killed leaves is inside.
 _PREFIX: Final = ".medimg-"
@@ -44,7 +45,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         raise OSError(errno.EINVAL, "not a regular file", str(target))
     remove_leftovers(target.parent)
-    with _temporary_folder(target) as folder:
+    with _locked_folder(target.parent, target) as folder:
         temporary = folder / target.name
         temporary.touch()
         mode = temporary.stat().st_mode  # what the process's umask leaves; some writers make it private
@@ -63,13 +64,25 @@ def _make_parent(target: Path) -> None:
 
 
 @contextmanager
-def _temporary_folder(target: Path) -> Iterator[Path]:
-    """Yield a new folder beside a file, locked while it is in use, and remove it with its content."""
+def temporary_folder() -> Iterator[Path]:
+    """
+    Yield a new folder for temporary files that no other user can open, and remove it with its content.
+
+    Those that killed processes left are removed, too.
+    """
+    parent = Path(tempfile.gettempdir())
+    remove_leftovers(parent)
+    with _locked_folder(parent, parent, mode=0o700) as folder:
+        yield folder
+
+
+@contextmanager
+def _locked_folder(parent: Path, known_as: Path, *, mode: int = 0o777) -> Iterator[Path]:
+    """Yield a new folder, locked while it is in use, and remove it; errors name what the user knows."""
     try:
-        folder, lock = _make_locked_folder(target.parent)
+        folder, lock = _make_locked_folder(parent, mode)
     except OSError as error:
-        # the user knows the file, not the folder
-        raise OSError(error.errno, error.strerror, str(target)) from None
+        raise OSError(error.errno, error.strerror, str(known_as)) from None
     try:
         yield folder
     finally:
@@ -78,11 +91,11 @@ def _temporary_folder(target: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def _make_locked_folder(parent: Path) -> tuple[Path, int | None]:
+def _make_locked_folder(parent: Path, mode: int) -> tuple[Path, int | None]:
     """Return a new folder, and a descriptor that locks it; None if there are no locks."""
     while True:
         folder = parent / f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
-        folder.mkdir()
+        folder.mkdir(mode)
         if sys.platform == "win32":
             return folder, None
         try:
@@ -133,14 +146,6 @@ def to_os_error(error: Exception, path: Path) -> OSError:
     stated = _OS_ERROR.search(str(error))
     number = int(stated.group(1)) if stated else errno.EIO
     return OSError(number, os.strerror(number), str(path))
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write UTF-8 text atomically, into a new folder if need be, and return the path."""
-    target = Path(path)
-    with atomic_path(target) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
-    return target
 
 
 def hash_file(path: Path) -> str:

@@ -16,6 +16,7 @@ from medimg.io.files.decompress import (
     as_seekable,
     open_inflated,
 )
+from medimg.io.files.listed_file import ListedFile
 from medimg.io.files.regular_file import explain_irregular, is_inside, is_regular_file
 from medimg.io.files.zip_archive import MAX_MEMBERS, Archive
 
@@ -117,6 +118,17 @@ class Blob:
     def path(self) -> Path | None:
         """Path of the file; None if the bytes are not a whole file on disk."""
         return Path(self.name) if self.is_local_file else None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the bytes come over a network, or from a request."""
+        return self.remote is not None or (self.archive is not None and self.archive.is_remote)
+
+    @property
+    def listed_file(self) -> ListedFile | None:
+        """The file in object storage or on a web server that these bytes are, or that contains them."""
+        found = self.remote if self.archive is None else self.archive.remote
+        return found if isinstance(found, ListedFile) else None
 
     @property
     def remote_header(self) -> RemoteHeader | None:

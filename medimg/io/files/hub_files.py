@@ -108,8 +108,13 @@ def fetch_file(
         try:
             return Path(hf_hub_download(plain, name, revision=revision or None))
         except Exception as error:  # no network, no such repository, a gated one, or no such file
-            if number + 1 < len(names) and type(error).__name__ == "RemoteEntryNotFoundError":
+            is_missing = type(error).__name__ == "RemoteEntryNotFoundError"
+            if is_missing and number + 1 < len(names):
                 continue
+            if is_missing:
+                raise WeightsUnavailableError(
+                    f"{plain} has no {' or '.join(names)} at this revision, which {what} would be in"
+                ) from error
             raise WeightsUnavailableError(
                 f"could not download {what} ({type(error).__name__}); {elsewhere}"
             ) from error

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from medimg.errors import MissingDependencyError, ReadError, also
+from medimg._validation import check_path
+from medimg.core.content_hash import content_hash, json_text
+from medimg.errors import MissingDependencyError, ReadError, StoreError, also
 
 if TYPE_CHECKING:
-    import os
+    from pathlib import Path
 
-__all__ = ["explain_failure", "find_storage", "is_remote_url", "redact_url", "refuse_url_as_path"]
+    from medimg.errors import MedimgError
+
+__all__ = [
+    "check_location",
+    "convert_failure",
+    "explain_failure",
+    "explain_write_failure",
+    "find_storage",
+    "find_writable",
+    "get_status",
+    "is_remote_url",
+    "is_web_url",
+    "local_name",
+    "name_url",
+    "redact_url",
+    "refuse_url_as_path",
+    "show_location",
+]
 
 #: Protocols of fsspec, and the extra of medimg that has what each of them needs.
 _EXTRAS: Final = {
@@ -21,6 +42,12 @@ _EXTRAS: Final = {
     "http": "remote", "https": "remote",
     "memory": "",
 }  # fmt: skip
+#: Parameters of signed URLs, of S3, CloudFront, Google and Azure.
+_SIGNATURE: Final = re.compile(
+    r"x-(?:amz|goog)-.*|signature|expires|awsaccesskeyid|googleaccessid|key-pair-id|policy|"
+    r"s[vsrpegt]|srt|spr|sig|sip|sk(?:oid|tid|t|e|s|v)",
+    re.IGNORECASE,
+)
 _SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 #: What :class:`~pathlib.Path` makes of a URL.
 _PATH_OF_URL: Final = re.compile(rf"({'|'.join(_EXTRAS)}):[/\\](?![/\\])", re.IGNORECASE)
@@ -30,6 +57,11 @@ def is_remote_url(value: object) -> TypeGuard[str]:
     """Whether a value is the URL of a file that fsspec opens, on this machine or elsewhere."""
     match = _SCHEME.match(value) if isinstance(value, str) else None
     return match is not None and match[1].lower() in _EXTRAS
+
+
+def is_web_url(url: str) -> bool:
+    """Whether a URL is one of a web server."""
+    return url[:8].lower().startswith(("http://", "https://"))
 
 
 def refuse_url_as_path(path: os.PathLike[str] | str) -> None:
@@ -53,16 +85,28 @@ def find_storage(url: str) -> tuple[Any, str]:
 
     scheme = url.partition("://")[0].lower()
     try:
-        storage, path = fsspec.core.url_to_fs(url)
+        kind = fsspec.get_filesystem_class(scheme)
     except ImportError as error:
         raise MissingDependencyError(
             f"{scheme}:// needs a package that can't be imported ({error}); install it with: "
             f'pip install "medimg[{_EXTRAS[scheme]}]"'
         ) from error
-    # each protocol has its own checks, and errors
+    # each protocol has its own checks, and errors, whose texts may have the URL
+    try:
+        # not by url_to_fs, for which "::" in a URL leads to another one, or to a file on this machine
+        options = fsspec.config.apply_config(kind, kind._get_kwargs_from_urls(url))
+        path = kind._strip_protocol(url)
+        key = os.getpid(), kind, fsspec.utils.tokenize(options)
+        if key not in _storages:
+            # what was listed earlier must not be mixed with what is there now
+            _storages[key] = kind(**{"use_listings_cache": False, **options})
     except Exception as error:
-        raise explain_failure(error, url) from error
-    return storage, path
+        raise explain_failure(error, url) from None
+    return _storages[key], path
+
+
+#: File systems of this process; some versions of fsspec make one for each thread.
+_storages: Final[dict[tuple[int, Any, str], Any]] = {}
 
 
 def redact_url(url: str) -> str:
@@ -75,26 +119,125 @@ def redact_url(url: str) -> str:
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
+def name_url(url: str) -> str:
+    """
+    Return the name of a file, for messages and to distinguish it from others: its URL without secrets.
+
+    Of a web server it is what :func:`redact_url` returns. If a query selects the file, its digest follows;
+    the signature of a URL that expires is no part of it.
+    """
+    scheme, _, rest = url.partition("://")
+    if not is_web_url(url):
+        # "?" and "#" may be in the key of an object
+        place, slash, key = rest.partition("/")
+        return f"{scheme}://{place.rpartition('@')[2]}{slash}{key}"
+    try:
+        query = parse_qsl(urlsplit(url).query, keep_blank_values=True)
+    except ValueError:
+        query = []
+    wanted = [(key, value) for key, value in query if not _SIGNATURE.fullmatch(key)]
+    return redact_url(url) + (f"?{content_hash(json_text(wanted))[:12]}" if wanted else "")
+
+
 def explain_failure(error: BaseException, url: str) -> ReadError:
     """Return the error of reading a URL, without the text of a library, which may quote secrets."""
-    name = redact_url(url)
-    if isinstance(error, FileNotFoundError):
+    name = name_url(url)
+    if isinstance(error, FileNotFoundError) or get_status(error) in (404, 410):
         return also(ReadError, FileNotFoundError)(f"there is no file {name}")
-    if isinstance(error, PermissionError) or _find_status(error) in (401, 403):
+    if isinstance(error, PermissionError) or get_status(error) in (401, 403):
         return also(ReadError, PermissionError)(
             f"{name} may not be read with these credentials; check those of fsspec and of the environment"
         )
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return also(ReadError, TimeoutError)(f"{name} was not read in time; try again")
-    if _find_status(error) == 404:
-        return also(ReadError, FileNotFoundError)(f"there is no file {name}")
-    status = _find_status(error)
+    status = get_status(error)
     found = f"{type(error).__name__}{f', HTTP {status}' if status else ''}"
     return also(ReadError, ConnectionError)(
         f"{name} can't be read ({found}); check the URL, the network, and the configuration of fsspec"
     )
 
 
-def _find_status(error: BaseException) -> int | None:
+def get_status(error: BaseException) -> int | None:
+    """Return the HTTP status of an error of a library; None if it has none."""
     status = getattr(error, "status", None)  # of aiohttp
+    answer = getattr(error.__cause__, "response", None)  # of botocore
+    if isinstance(answer, dict):
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return status if isinstance(status, int) else None
+
+
+# writing, and copies of files on this machine
+
+#: Names that every file system takes.
+_PLAIN_NAME: Final = re.compile(r"[\w+-][\w.+ -]{0,99}", re.ASCII)
+_ERROR_CODE: Final = re.compile(r"\w{1,40}", re.ASCII)
+
+
+def check_location(name: str, value: object, *, error: type[MedimgError]) -> Path | str:
+    """Return a path-like value as a Path, or a URL as it is."""
+    if is_remote_url(value):
+        return value
+    if isinstance(value, os.PathLike):
+        try:
+            refuse_url_as_path(value)
+        except ReadError as failure:
+            raise error(f"{name}: {failure}") from None
+    return check_path(name, value, error=error)
+
+
+def show_location(location: Path | str) -> str:
+    """Return a path, or a URL without its secrets, for messages."""
+    return redact_url(location) if isinstance(location, str) else str(location)
+
+
+def local_name(url: str) -> str:
+    """Return the name of a file for the copy of a URL: its own, unless that is unusual; the same suffix."""
+    name = PurePosixPath(redact_url(url)).name
+    if _PLAIN_NAME.fullmatch(name):
+        return name
+    suffix = PurePosixPath(name).suffix
+    return f"file{suffix}" if _PLAIN_NAME.fullmatch(suffix[1:]) else "file"
+
+
+def convert_failure(failure: MedimgError, error: type[MedimgError]) -> MedimgError:
+    """Return an error of reading a URL as another one, and as the built-in error that it is."""
+    if not isinstance(failure, ReadError):
+        return failure
+    builtin = next(base for base in type(failure).__mro__ if base.__module__ == "builtins")
+    return also(error, builtin)(str(failure))
+
+
+def find_writable(url: str) -> tuple[Any, str]:
+    """Return the file system of a URL and the path in it; errors are those of writing."""
+    try:
+        return find_storage(url)
+    except ReadError as error:
+        raise explain_write_failure(error.__context__ or error, url) from None
+
+
+def explain_write_failure(error: BaseException, url: str) -> StoreError:
+    """Return the error of writing to a URL, without the text of a library, which may quote secrets."""
+    name, status = redact_url(url), get_status(error)
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return also(StoreError, FileNotFoundError)(
+            f"{name} can't be written, as there is no such bucket or container; make it, or check the URL"
+        )
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return also(StoreError, PermissionError)(
+            f"{name} may not be written with these credentials; check those of fsspec and of the environment"
+        )
+    if isinstance(error, TimeoutError):
+        return also(StoreError, TimeoutError)(f"{name} was not written in time; try again")
+    facts = [type(error).__name__, f"HTTP {status}" if status else "", _find_code(error)]
+    return also(StoreError, ConnectionError)(
+        f"{name} can't be written ({', '.join(filter(None, facts))}); check the URL, the network, and the "
+        "configuration of fsspec"
+    )
+
+
+def _find_code(error: BaseException) -> str:
+    """Return the code by which a server of S3 names its error; "" if there is none."""
+    answer = getattr(error.__cause__ or error, "response", None)
+    stated = answer.get("Error") if isinstance(answer, dict) else None
+    code = stated.get("Code") if isinstance(stated, dict) else None
+    return code if isinstance(code, str) and _ERROR_CODE.fullmatch(code) else ""

@@ -11,6 +11,7 @@ import numpy as np
 from medimg.core.rescale import choose_rescaled_dtype, rescale_into
 from medimg.errors import DecodeError, ReadError, TruncatedError
 from medimg.io.files.decompress import open_bunzipped, open_inflated
+from medimg.io.files.listed_file import limit_read_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,11 +118,11 @@ class StoredValues:
     ) -> tuple[npt.NDArray[Any], tuple[int, int]]:
         """Return the values in file order, and their minimum and maximum if requested."""
         pieces = self._list_pieces(chosen)
-        flat = np.empty(sum(length for _, length in pieces) // self._dtype.itemsize, self._dtype)
+        flat = np.empty(sum(length for _, length, _ in pieces) // self._dtype.itemsize, self._dtype)
         least, greatest, filled = [], [], 0
-        for position, length in pieces:
+        for position, length, end in pieces:
             piece = flat[filled : filled + length // self._dtype.itemsize]
-            self._load(position, piece)
+            self._load(position, piece, end)
             if find_range:
                 least.append(int(piece.min()))
                 greatest.append(int(piece.max()))
@@ -132,19 +133,19 @@ class StoredValues:
     def _read_converted(self, chosen: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Return rescaled values in file order, read in pieces."""
         pieces = self._list_pieces(chosen)
-        values = np.empty(sum(length for _, length in pieces) // self._dtype.itemsize, dtype)
-        buffer = np.empty(max(length for _, length in pieces) // self._dtype.itemsize, self._dtype)
+        values = np.empty(sum(length for _, length, _ in pieces) // self._dtype.itemsize, dtype)
+        buffer = np.empty(max(length for _, length, _ in pieces) // self._dtype.itemsize, self._dtype)
         filled = 0
-        for position, length in pieces:
+        for position, length, end in pieces:
             piece = buffer[: length // self._dtype.itemsize]
-            self._load(position, piece)
+            self._load(position, piece, end)
             self._rescale(piece, values[filled : filled + piece.size])
             filled += piece.size
         self._verify_checksum()
         return values
 
-    def _list_pieces(self, chosen: Sequence[int]) -> list[tuple[int, int]]:
-        """Return positions and lengths of the slices in bytes, ascending."""
+    def _list_pieces(self, chosen: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Return positions and lengths of the slices in bytes, ascending, and where their neighbors end."""
         depth, height, width = self._raster.grid
         outer, inner = (1, self._raster.channels) if self._raster.interleaved else (self._raster.channels, 1)
         slab = height * width * inner * self._dtype.itemsize
@@ -155,13 +156,13 @@ class StoredValues:
             else:
                 runs.append([number * slab, (number + 1) * slab])
         return [
-            (start, min(_PIECE_BYTES, end - start))
+            (start, min(_PIECE_BYTES, end - start), end)
             for first, end in runs
             for start in range(first, end, _PIECE_BYTES)
         ]
 
-    def _load(self, position: int, piece: npt.NDArray[Any]) -> None:
-        """Fill an array with the values from a byte position on."""
+    def _load(self, position: int, piece: npt.NDArray[Any], end: int) -> None:
+        """Fill an array with the values from a byte position on, of those that are read up to `end`."""
         if self._raster.encoding in ("text", "hex"):
             if self._text is None:
                 self._text = _read_text(self._raster)
@@ -173,6 +174,7 @@ class StoredValues:
             if file is None or position < self._at:
                 file = self._open()
             _skip(file, position - self._at, self._raster.name)
+            limit_read_ahead(file, self._raster.start + self._raster.skip + end)
             _fill(file, memoryview(piece.view(np.uint8).data), self._raster.name)
         except ReadError:
             raise

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from medimg.io.files.blob import Blob
 
 __all__ = ["raster_series"]
 
@@ -115,6 +116,11 @@ class _RasterReader:
         for note in self.raster.warnings:
             warnings.warn(f"{self.raster.name}: {note}", MedimgWarning, stacklevel=4)
         return volume
+
+    @property
+    def blob(self) -> Blob:
+        """The file with the values."""
+        return self.raster.blob
 
     def pieces(self, size: int, slices: Sequence[int] | None, policies: Policies) -> Iterator[Volume]:
         """Yield a few slices at a time; the file is opened and unpacked once."""

@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 
-from medimg._validation import check_number, check_path, printable_error
+from medimg._validation import check_number, printable_error
 from medimg.core.content_hash import json_text
 from medimg.errors import CheckpointError, MissingDependencyError
-from medimg.io.files.atomic import atomic_path, hash_file
+from medimg.io.files.atomic import hash_file
+from medimg.io.files.output import atomic_output, check_target, replace_suffix
 from medimg.models.digest import model_digest
 from medimg.models.low_rank import merged_copy
 from medimg.models.portable.manifest import INPUT, KEY, Manifest
@@ -42,13 +44,14 @@ _SUFFIXES: Final = (".onnx", ".pt2")
 
 def export_model(
     model: TransferClassifier, path: str | os.PathLike[str], *, check: Any = None, tolerance: float = 1e-4
-) -> Path:
+) -> Path | str:
     """Export a model; see :meth:`medimg.TransferClassifier.export`."""
-    file = check_path("path", path, error=CheckpointError)
-    suffix = file.suffix.lower()
+    file = check_target("path", path, error=CheckpointError)
+    name = PurePath(file).name
+    suffix = PurePath(file).suffix.lower()
     if suffix not in _SUFFIXES:
         raise CheckpointError(
-            f"path must end with {' or '.join(_SUFFIXES)}, which decides the format; found {file.name}"
+            f"path must end with {' or '.join(_SUFFIXES)}, which decides the format; found {name}"
         )
     most = check_number("tolerance", tolerance, above=0, error=CheckpointError)
     if suffix == ".onnx":
@@ -60,18 +63,18 @@ def export_model(
         _check_file_size(own)
     images = list_check_images(own, check)
     network, manifest = PortableNetwork(own), _describe(model)
-    with atomic_path(file) as temporary:
-        write = _write_onnx if suffix == ".onnx" else _write_program
-        with _refuse_failure(model, suffix):
-            run = write(network, manifest, temporary)
-        parity = check_parity(own, run, images, most)
-        facts = manifest.to_dict() | {
-            "file": file.name,
-            "file_sha256": hash_file(temporary),
-            "parity": parity,
-        }
-        with atomic_path(file.with_suffix(".json")) as described:
-            described.write_text(json_text(facts) + "\n", encoding="utf-8")
+    with atomic_output(replace_suffix(file, ".json")) as described:
+        with atomic_output(file) as temporary:
+            write = _write_onnx if suffix == ".onnx" else _write_program
+            with _refuse_failure(model, suffix):
+                run = write(network, manifest, temporary)
+            parity = check_parity(own, run, images, most)
+            facts = manifest.to_dict() | {
+                "file": name,
+                "file_sha256": hash_file(temporary),
+                "parity": parity,
+            }
+        described.write_text(json_text(facts) + "\n", encoding="utf-8")
     return file
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib import import_module
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -13,7 +14,6 @@ from medimg._validation import (
     check_batch_size,
     check_choice,
     check_item_unit,
-    check_path,
     check_whole_number,
     printable,
     printable_error,
@@ -22,8 +22,10 @@ from medimg.core.content_hash import content_hash
 from medimg.core.parallel import available_cores
 from medimg.core.progress import progress_bar
 from medimg.errors import CheckpointError, MissingDependencyError, PreprocessError, TrainingError, also
+from medimg.io.files.local_copy import local_copy
+from medimg.io.files.object_storage import check_location, show_location
 from medimg.models.portable.manifest import INPUT, KEY, Manifest
-from medimg.models.portable.onnx_file import read_metadata, read_onnx
+from medimg.models.portable.onnx_file import MOST_BYTES, read_metadata, read_onnx
 from medimg.models.prediction.prediction_table import PredictionTable
 from medimg.models.prediction.scored_source import list_sources, resolve_sources
 from medimg.preprocessing.array_output import ArrayOutput
@@ -63,8 +65,8 @@ class OnnxClassifier:
     Parameters
     ----------
     path : path-like
-        ONNX file written by :meth:`medimg.TransferClassifier.export`. If the ``.json`` that was written with
-        it is beside it, the file must have the SHA-256 that is stated there.
+        ONNX file written by :meth:`medimg.TransferClassifier.export`, or its URL. If the ``.json`` that was
+        written with it is beside it, the file must have the SHA-256 that is stated there.
     providers : sequence of str or (str, dict), optional
         Execution providers of ONNX Runtime, in order of preference, such as ``["CUDAExecutionProvider",
         "CPUExecutionProvider"]``; by default the CPU alone, on which the file was checked.
@@ -111,16 +113,18 @@ class OnnxClassifier:
         providers: Sequence[Provider] | None = None,
         threads: int | None = None,
     ) -> None:
-        file = check_path("path", path, error=CheckpointError)
+        location = check_location("path", path, error=CheckpointError)
         onnxruntime = _import_runtime()
         chosen = _check_providers(onnxruntime, providers)
         cores = available_cores() if threads is None else check_whole_number("threads", threads, least=1)
-        data = read_onnx(file)
+        file = show_location(location)
+        with local_copy(location, error=CheckpointError, most=MOST_BYTES, beside=".json") as copy:
+            data = read_onnx(copy)
+            _check_beside(copy, data, PurePath(file).name)
         try:
             manifest = _read_manifest(data)
         except CheckpointError as error:
             raise CheckpointError(f"{file} can't be used: {error}") from None
-        _check_beside(file, data)
         self._session = _open_session(onnxruntime, file, data, chosen, cores)
         self._manifest, self._path = manifest, file
         _check_interface(file, self._session, manifest)
@@ -384,7 +388,7 @@ def _read_manifest(data: bytes) -> Manifest:
     return Manifest.from_json(metadata[KEY])
 
 
-def _check_beside(file: Path, data: bytes) -> None:
+def _check_beside(file: Path, data: bytes, name: str) -> None:
     """Refuse a file that is not the one which the JSON beside it was written with, if there is one."""
     beside = file.with_suffix(".json")
     try:
@@ -394,7 +398,7 @@ def _check_beside(file: Path, data: bytes) -> None:
     except (OSError, ValueError, RecursionError):
         # of something else
         return
-    if not isinstance(facts, dict) or facts.get("file") != file.name or "file_sha256" not in facts:
+    if not isinstance(facts, dict) or facts.get("file") != name or "file_sha256" not in facts:
         return
     if facts["file_sha256"] != content_hash(data):
         raise CheckpointError(
@@ -403,7 +407,7 @@ def _check_beside(file: Path, data: bytes) -> None:
         )
 
 
-def _open_session(onnxruntime: Any, file: Path, data: bytes, providers: list[Provider], threads: int) -> Any:
+def _open_session(onnxruntime: Any, file: str, data: bytes, providers: list[Provider], threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
@@ -416,7 +420,7 @@ def _open_session(onnxruntime: Any, file: Path, data: bytes, providers: list[Pro
         raise CheckpointError(f"ONNX Runtime can't load {file}: {printable_error(error)}") from error
 
 
-def _check_interface(file: Path, session: Any, manifest: Manifest) -> None:
+def _check_interface(file: str, session: Any, manifest: Manifest) -> None:
     """Refuse a network whose inputs and outputs are not those that the file describes."""
     inputs = [(one.name, one.type, list(one.shape)) for one in session.get_inputs()]
     wanted = manifest.input_shape

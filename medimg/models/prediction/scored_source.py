@@ -13,6 +13,7 @@ import numpy as np
 from medimg.core.volume import Volume
 from medimg.data.resolved_source import ResolvedSource
 from medimg.errors import MedimgError, MedimgWarning, TrainingError, also
+from medimg.io.files.object_storage import is_remote_url, name_url
 from medimg.io.series import Policies, Series
 from medimg.io.sources import is_buffer, is_one_source
 from medimg.models.data_checks import check_source
@@ -178,6 +179,8 @@ def _render_source(
 
 
 def _source_name(source: PredictSource, number: int) -> str:
+    if is_remote_url(source):
+        return name_url(source)
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     if isinstance(source, Series):

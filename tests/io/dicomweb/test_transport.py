@@ -617,6 +617,21 @@ class TestCredentials:
         found = [one.headers.get("authorization") for one in pacs.seen]
         assert found == ["Basic dXNlcjpzZWNyZXQ=", "Bearer mine", None]
 
+    @pytest.mark.parametrize("password", ["pässword", "пароль"])
+    def test_netrc_is_utf_8(
+        self, pacs: FakePacs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, password: str
+    ) -> None:
+        netrc = tmp_path / "netrc"
+        netrc.write_text(f"machine 127.0.0.1 login user password {password}\n", encoding="utf-8")
+        netrc.chmod(0o600)
+        monkeypatch.setenv("NETRC", str(netrc))
+        connect(pacs)
+        medimg.scan(pacs.series_url)
+        connect(pacs, auth=("user", password))
+        medimg.scan(pacs.series_url)
+        stated, given = (one.headers["authorization"] for one in pacs.seen[:1] + pacs.seen[-1:])
+        assert stated == given
+
     def test_they_are_shown_nowhere(self, pacs: FakePacs) -> None:
         server = connect(pacs, auth=("user", "secret"))
         assert repr(server) == "DicomWebServer(127.0.0.1)"

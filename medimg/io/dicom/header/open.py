@@ -7,7 +7,7 @@ import os
 import struct
 import zlib
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TypeVar, cast
 
 import pydicom
 from pydicom.errors import InvalidDicomError
@@ -16,7 +16,13 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from medimg.errors import DecodeError, NotAnImageError, ReadError, TruncatedError, also
 from medimg.io.dicom.header.attributes import quiet_pydicom
-from medimg.io.dicom.header.elements import PIXEL_TAGS, UnusualHeaderError, build_dataset, locate_elements
+from medimg.io.dicom.header.elements import (
+    PIXEL_TAGS,
+    UNDEFINED_LENGTH,
+    UnusualHeaderError,
+    build_dataset,
+    locate_elements,
+)
 from medimg.io.dicom.header.item_elements import find_sequence_end
 from medimg.io.dicom.header.transfer_syntax import SYNTAXES, parse_transfer_syntax
 from medimg.io.files.blob import Blob, as_blob
@@ -31,7 +37,9 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "PixelElement",
     "is_dicom",
+    "locate_pixels",
     "open_dataset",
     "open_header",
     "open_whole_header",
@@ -248,21 +256,43 @@ def _without_pixels(blob: Blob, tags: frozenset[int]) -> Blob:
 
 def open_whole_header(source: str | Path | Blob) -> tuple[Dataset, BaseTag | None]:
     """Read all that comes before the pixel data, and return the tag of these, None if there are none."""
-    return _open(source, _parse_whole_header)
+    dataset, pixels = _open(source, _parse_whole_header)
+    return dataset, None if pixels is None else pixels.tag
+
+
+class PixelElement(NamedTuple):
+    """Tag, VR ("" if not stated), offset and length of a value with pixels; if deflated, only the tag."""
+
+    tag: BaseTag
+    vr: str = ""
+    start: int = 0
+    length: int = UNDEFINED_LENGTH
+
+
+def locate_pixels(blob: Blob) -> tuple[Dataset, PixelElement | None]:
+    """Read all that comes before the pixel data, and return where they are."""
+    return _open(blob, _parse_whole_header)
 
 
 def _parse_whole_header(
     file: BinaryIO, name: str, size: int, *, force: bool
-) -> tuple[Dataset, BaseTag | None]:
+) -> tuple[Dataset, PixelElement | None]:
     dataset = parse_dicom(file, name, size, force=force, stop_before_pixels=True)
     if parse_transfer_syntax(dataset) == DeflatedExplicitVRLittleEndian:
         # where the inflated dataset ends is not known here
-        return dataset, _PIXEL_DATA
-    group, element = struct.unpack(
-        "<HH" if dataset.original_encoding[1] else ">HH", file.read(4).ljust(4, b"\0")
-    )
-    tag = BaseTag(group << 16 | element)
-    return dataset, tag if tag in PIXEL_TAGS else None
+        return dataset, PixelElement(_PIXEL_DATA)
+    implicit, little = dataset.original_encoding
+    order = "<" if little else ">"
+    start = file.tell()
+    element = file.read(8 if implicit else 12).ljust(12, b"\0")
+    group, number = struct.unpack_from(f"{order}HH", element)
+    tag = BaseTag(group << 16 | number)
+    if tag not in PIXEL_TAGS:
+        return dataset, None
+    # all of them have a VR with a length of four bytes
+    vr = "" if implicit else element[4:6].decode("latin-1")
+    (length,) = struct.unpack_from(f"{order}I", element, 4 if implicit else 8)
+    return dataset, PixelElement(tag, vr, start + (8 if implicit else 12), length)
 
 
 def _open(source: str | Path | Blob, parse: Callable[..., _T]) -> _T:
@@ -276,8 +306,9 @@ def _open(source: str | Path | Blob, parse: Callable[..., _T]) -> _T:
                 raise NotAnImageError(
                     f"{path} is not a DICOM file: it has neither a preamble nor a valid first element"
                 )
-            # of a remote one only the bytes themselves may tell
-            size = blob.stored_size() if blob.remote is None else file.seek(0, os.SEEK_END)
+            # an instance of a server is in memory now; its size would be found by fetching it again
+            is_fetched = blob.remote_header is not None and not blob.gzipped
+            size = file.seek(0, os.SEEK_END) if is_fetched else blob.stored_size()
             file.seek(0)
             return parse(file, path, size, force=start[128:132] != b"DICM")
     except ReadError:

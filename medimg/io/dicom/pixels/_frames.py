@@ -23,7 +23,7 @@ from medimg.io.dicom.header.transfer_syntax import (
 )
 from medimg.io.dicom.pixels._codecs import DecodedFrame, decode_frame
 from medimg.io.dicom.pixels._encapsulation import EncapsulatedFrames, is_encapsulated
-from medimg.io.dicom.pixels._native import NativeFrames
+from medimg.io.dicom.pixels._native import NativeFrames, PixelBytes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -47,7 +47,8 @@ class StoredFrames:
     The frames of one parsed DICOM file, decoded on demand.
 
     Bits Stored, High Bit and Pixel Representation give the meaning of the bits of a sample (PS3.5 8.1.1);
-    bits outside the value are dropped, and its sign is extended.
+    bits outside the value are dropped, and its sign is extended. `values` are those of the pixel data, if the
+    dataset has only a placeholder for them.
     """
 
     # Codestreams have a precision of their own, JPEG 2000 also a sign. If these differ from the header:
@@ -59,7 +60,7 @@ class StoredFrames:
     # - Codestream lossy and unsigned, like the header: values are kept even if they slightly exceed Bits
     #   Stored, as dropping bits would turn the brightest pixels black.
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, values: PixelBytes | None = None) -> None:
         self._syntax = parse_transfer_syntax(dataset)
         if self._syntax not in NATIVE_SYNTAXES:
             check_syntax(self._syntax)
@@ -73,15 +74,15 @@ class StoredFrames:
         self._native: NativeFrames | None = None
         self._encapsulated: EncapsulatedFrames | None = None
         if self._syntax in NATIVE_SYNTAXES:
-            self._native = self._open_native(dataset, keyword, data)
+            self._native = self._open_native(dataset, keyword, data if values is None else values)
             self.note = self._native.note
         else:
             self._encapsulated = EncapsulatedFrames(
                 data, self.count, self._syntax, _get_extended_offsets(dataset)
             )
 
-    def _open_native(self, dataset: Dataset, keyword: str, data: bytes) -> NativeFrames:
-        if has_undefined_length(dataset, keyword) and is_encapsulated(data):
+    def _open_native(self, dataset: Dataset, keyword: str, data: bytes | PixelBytes) -> NativeFrames:
+        if isinstance(data, bytes) and has_undefined_length(dataset, keyword) and is_encapsulated(data):
             raise DecodeError(
                 "the transfer syntax is an uncompressed one, but the pixel data is encapsulated "
                 "as compressed data is; the header is wrong"

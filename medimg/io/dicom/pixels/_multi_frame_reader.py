@@ -12,6 +12,7 @@ from medimg.io.dicom.header.functional_groups import FrameViews
 from medimg.io.dicom.header.instance import HEADER_TAGS, read_instance
 from medimg.io.dicom.header.open import open_dataset, to_tag_numbers
 from medimg.io.dicom.pixels._fetched_frames import FetchedFrames, NotSentError
+from medimg.io.dicom.pixels._frame_ranges import open_ranges
 from medimg.io.dicom.pixels._frames import StoredFrames
 from medimg.io.dicom.pixels._single_frame_reader import LoadedSlice, list_value_tags
 from medimg.io.dicom.values.modality_lut import parse_modality_transform
@@ -127,13 +128,15 @@ class MultiFrameReader:
         return source, FrameViews(dataset, source.count)
 
     def _open_file(self) -> tuple[StoredFrames, FrameViews]:
-        blob = self._instance.blob.fetched()
-        dataset = open_dataset(blob)
+        part = open_ranges(self._instance, len({*self._numbers}))
+        blob = self._instance.blob if part else self._instance.blob.fetched()
+        dataset, values = part or (open_dataset(blob), None)
         if get_identifier(dataset, "SOPInstanceUID") != self._instance.sop_instance_uid:
             raise DecodeError("the file holds another image than when it was scanned; scan again")
-        if blob is not self._instance.blob:
+        # the header was made of what a server says of the file
+        if self._instance.blob.remote_header is not None:
             _check_geometry(self._instance, read_instance(blob))
-        source = StoredFrames(dataset)
+        source = StoredFrames(dataset, values)
         return source, FrameViews(dataset, source.count)
 
     def _decode_mosaic(

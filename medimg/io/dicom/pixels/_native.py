@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from medimg.io.dicom.header.image_pixel import FrameFormat
 
-__all__ = ["NativeFrames", "check_excess", "describe_excess", "unpack_bits"]
+__all__ = ["NativeFrames", "PixelBytes", "check_excess", "describe_excess", "unpack_bits"]
 
 #: Two luminances share their color differences: four values for each two pixels.
 _HALF_COLOR: Final = frozenset({"YBR_FULL_422", "YBR_PARTIAL_422"})
@@ -24,6 +24,13 @@ _ONLY_COMPRESSED: Final = frozenset({"YBR_PARTIAL_420", "YBR_RCT", "YBR_ICT", "X
 #: Bits that make the length even, and bytes that some writers add.
 _PADDING_BITS: Final = 8
 _MOST_PADDING: Final = 4
+
+
+class PixelBytes(Protocol):
+    """Bytes of pixel data, in memory or elsewhere."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> memoryview: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +52,20 @@ class NativeFrames:
     """
 
     def __init__(
-        self, data: bytes, fmt: FrameFormat, count: int, *, big_endian: bool = False, words: bool = False
+        self,
+        data: bytes | PixelBytes,
+        fmt: FrameFormat,
+        count: int,
+        *,
+        big_endian: bool = False,
+        words: bool = False,
     ) -> None:
         if fmt.photometric in _ONLY_COMPRESSED:
             raise DecodeError(
                 f"Photometric Interpretation {fmt.photometric} is for compressed pixel data only, "
                 "and this is not compressed; the header is wrong"
             )
-        self._data = memoryview(data)
+        self._data: PixelBytes = memoryview(data) if isinstance(data, bytes) else data
         self._fmt = fmt
         self._layout = _choose_layout(fmt, count, len(data))
         self._swapped = words and big_endian and fmt.bits_allocated <= 8

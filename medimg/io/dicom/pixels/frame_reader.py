@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from medimg.core.parallel import available_cores, parallel_for
+from medimg.core.parallel import available_cores, ordered_map, parallel_for
 from medimg.errors import DecodeError
 from medimg.io.dicom.header.attributes import quiet_pydicom
 from medimg.io.dicom.header.open import open_dataset, to_tags
@@ -18,7 +18,7 @@ from medimg.io.dicom.pixels.volume_buffer import VolumeBuffer
 from medimg.io.dicom.values.suv import SUV_TAGS, get_acquisition_time
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
@@ -37,6 +37,7 @@ _BYTES_PER_WORKER: Final = 2**19
 _FILES_AT_ONCE: Final = 64
 #: Remote files that are fetched at the same time, however few cores decode them.
 _REMOTE_WORKERS: Final = 8
+_STORAGE_WORKERS: Final = 16
 
 
 class FrameReader:
@@ -88,11 +89,11 @@ class FrameReader:
             parallel_for(order[:1], read_one, workers=1, within=_raise_overflow)
             done |= self._read_alike(frames, order[1:], buffer)
         workers = available_cores() if workers is None else workers
-        is_remote = any(frame.instance.blob.remote is not None for frame in frames)
+        at_once = _count_fetches({id(frame.instance): frame.instance for frame in frames}.values())
         while todo := [index for index in order if index not in done]:
-            if is_remote:
+            if at_once:
                 # neighbors come with different requests
-                count = max(workers, _REMOTE_WORKERS)
+                count = max(workers, at_once)
                 parallel_for(todo, read_one, workers=count, within=_raise_overflow, most_at_once=1)
             else:
                 count = _count_workers(workers, buffer)
@@ -140,6 +141,14 @@ class FrameReader:
         return MultiFrameReader(frame.instance, self._values, self._first_acquired).load(frame)
 
 
+def _count_fetches(instances: Iterable[Instance]) -> int:
+    """Return how many files are fetched at the same time; 0 if none is elsewhere."""
+    blobs = [instance.blob for instance in instances]
+    if any(blob.listed_file is not None for blob in blobs):
+        return _STORAGE_WORKERS
+    return _REMOTE_WORKERS if any(blob.remote is not None for blob in blobs) else 0
+
+
 def _count_workers(workers: int, buffer: VolumeBuffer) -> int:
     return min(workers, 1 + buffer.nbytes // _BYTES_PER_WORKER)
 
@@ -162,6 +171,10 @@ def _order_by_file(frames: Sequence[Frame]) -> list[int]:
 
 def find_first_acquisition(instances: Sequence[Instance]) -> float | None:
     """Return the time, in seconds, of the first acquisition of several files; None if unknown."""
-    with quiet_pydicom():
-        times = [get_acquisition_time(open_dataset(i.blob, tags=_SUV_TAGS)) for i in instances]
+
+    def read_time(instance: Instance) -> float | None:
+        with quiet_pydicom():
+            return get_acquisition_time(open_dataset(instance.blob, tags=_SUV_TAGS))
+
+    times = list(ordered_map(read_time, instances, _count_fetches(instances) or 1))
     return min((time for time in times if time is not None), default=None)

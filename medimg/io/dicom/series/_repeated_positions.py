@@ -99,8 +99,8 @@ def _is_copy(one: Instance, other: Instance, known: dict[tuple[int, int], bool])
 
 
 def _has_same_bytes(one: Instance, other: Instance) -> bool:
-    # to know the size of a remote file, it may have to be fetched
-    if one.blob.remote is None and one.blob.size() != other.blob.size():
+    # to know the size of an instance of a server, it has to be fetched
+    if one.blob.remote_header is None and one.blob.size() != other.blob.size():
         return False
     with one.blob.open() as first, other.blob.open() as second:
         return first.read() == second.read()
