@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from medimg._plot_style import COLORS, GRAY, add_legend, make_axes
 from medimg._public import set_module
+from medimg._tables import make_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,14 +126,12 @@ class ShiftReport:
             Columns ``aspect`` ("tag", "image", "embedding"), ``name``, ``source``, ``target`` and
             ``difference``: 0 to 1 for tags and image statistics, the distance for embeddings.
         """
-        import pandas as pd
-
         rows = [("tag", d.name, d.source, d.target, d.size) for d in self.tags]
         rows += [("image", d.name, d.source, d.target, d.size) for d in self.images]
         if self.distances is not None:
             for name in ("a_distance", "coral", "mmd"):
                 rows.append(("embedding", name, "", "", getattr(self.distances, name)))
-        return pd.DataFrame(rows, columns=["aspect", "name", "source", "target", "difference"])
+        return make_table(rows, ["aspect", "name", "source", "target", "difference"])
 
     def plot(self) -> Figure:
         """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medimg._public import set_module
+from medimg._tables import make_table
 from medimg._validation import (
     check_choice,
     check_fields,
@@ -126,17 +127,11 @@ class Calibration:
             of the second of two classes, of the highest probability of more classes, or of all labels
             together.
         """
-        import pandas as pd
-
-        return pd.DataFrame(list(self.bins), columns=list(_COLUMNS))
+        return make_table(list(self.bins), list(_COLUMNS))
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a table of the operating points, one row each."""
-        import pandas as pd
-
-        return pd.DataFrame(
-            [asdict(p) for p in self.points], columns=[f.name for f in fields(OperatingPoint)]
-        )
+        return make_table([asdict(p) for p in self.points], [f.name for f in fields(OperatingPoint)])
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the statistics of embeddings, serializable as JSON."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medimg import __version__
+from medimg._tables import make_table
 from medimg.core.content_hash import keyed_hash
 from medimg.errors import DatasetError
 from medimg.evaluation.aggregation import Unit, make_units
@@ -192,7 +193,6 @@ def _make_key(salt: object) -> bytes:
 def _tabulate_predictions(
     units: ScoredUnits, subjects: tuple[str, ...], classes: tuple[str, ...], task: str
 ) -> pd.DataFrame:
-    import pandas as pd
 
     columns: dict[str, Any] = {
         "subject": [subjects[p] for p in units.patient],
@@ -206,4 +206,4 @@ def _tabulate_predictions(
         columns |= {f"label_{name}": units.truth[:, k].astype(int) for k, name in enumerate(classes)}
         columns |= {f"predicted_{name}": units.predicted[:, k].astype(int) for k, name in enumerate(classes)}
     columns |= {f"p_{name}": units.probabilities[:, k] for k, name in enumerate(classes)}
-    return pd.DataFrame(columns)
+    return make_table(columns)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medimg._public import set_module
+from medimg._tables import make_table
 from medimg.errors import DatasetError
 from medimg.evaluation.aggregation import Unit, check_pair, check_units, get_thresholds, make_units
 from medimg.evaluation.evaluate import as_model, list_training_overlap
@@ -139,8 +140,6 @@ class ModelComparison:
             Columns ``metric``, ``first``, ``second``, ``difference``, ``low``, ``high``, ``p``, ``dropped``,
             ``method`` and ``reason``.
         """
-        import pandas as pd
-
         rows = [
             (name, d.first, d.second, d.value, d.low, d.high, d.p, d.dropped, d.method, d.reason)
             for name, d in self.differences.items()
@@ -157,7 +156,7 @@ class ModelComparison:
             "method",
             "reason",
         ]
-        return pd.DataFrame(rows, columns=columns)
+        return make_table(rows, columns)
 
     def __repr__(self) -> str:
         shown = {name: d for name, d in self.differences.items() if "[" not in name}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 import numpy as np
 from pydicom.datadict import tag_for_keyword
 
+from medimg._tables import make_table
 from medimg._validation import did_you_mean
 from medimg.data.acquisition_tags import (
     NUMBERED,
@@ -139,8 +140,6 @@ def score_subgroups(
     A unit whose items are in several groups is in a group "several". Averages over classes include those that
     occur in the group. `settings` are those of :func:`medimg.metrics.intervals.estimate_metrics`.
     """
-    import pandas as pd
-
     rows: list[dict[str, Any]] = []
     for name, of_item in groups.items():
         group = _merge_small_groups(_find_unit_groups(units, of_item), units.patient)
@@ -148,7 +147,7 @@ def score_subgroups(
             part = units.part(group == label)
             scores = _score_group(part, classes, task, settings)
             rows += [{"subgroup": name, "group": label} | row for row in scores]
-    return pd.DataFrame(rows, columns=list(_COLUMNS)).astype({"n_patients": "Int64", "n_units": "Int64"})
+    return make_table(rows, list(_COLUMNS)).astype({"n_patients": "Int64", "n_units": "Int64"})
 
 
 def list_small_subgroups(table: pd.DataFrame) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, overload
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 
 from medimg._public import set_module
+from medimg._tables import make_table
 from medimg._validation import did_you_mean
 from medimg.core.parallel import ordered_map
 from medimg.core.progress import Progress, progress_bar
@@ -66,9 +67,7 @@ class SkippedFiles(tuple[Skipped, ...]):
         pandas.DataFrame
             Columns ``path`` and ``reason``.
         """
-        import pandas as pd
-
-        return pd.DataFrame([(s.path, s.reason) for s in self], columns=["path", "reason"])
+        return make_table([(s.path, s.reason) for s in self], ["path", "reason"])
 
     def _repr_html_(self) -> str:
         from medimg.plotting.html_repr import rows_html
@@ -238,11 +237,9 @@ class SeriesIndex(Sequence[Series]):
         MedimgWarning
             If an attribute of some series is present but invalid.
         """
-        import pandas as pd
-
         names = parse_tag_names([tags] if isinstance(tags, str | int) else tags)
         rows = list_rows(self, names, progress)
-        return pd.DataFrame(rows, columns=list(dict.fromkeys([*COLUMNS, *(name.label for name in names)])))
+        return make_table(rows, list(dict.fromkeys([*COLUMNS, *(name.label for name in names)])))
 
     def _find_uid(self, uid: str) -> Series:
         for series in self.series:

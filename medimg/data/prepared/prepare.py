@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
 from medimg import __version__
 from medimg._public import set_module
+from medimg._tables import make_table
 from medimg._validation import check_choice, check_whole_number
 from medimg.core.content_hash import content_hash, json_text
 from medimg.core.progress import Progress, progress_bar
@@ -97,11 +98,9 @@ class PreparedFolder:
         Columns are ``source``, ``outcome``, ``error``, ``images``, ``label``, ``domain``, ``shard`` and
         ``digest``; patients are in the manifest only.
         """
-        import pandas as pd
-
         rows = self._manifest.rows
         found = [row.images for row in rows]
-        return pd.DataFrame(
+        return make_table(
             {
                 "source": [row.source for row in rows],
                 "outcome": [row.outcome for row in rows],

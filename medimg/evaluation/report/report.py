@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg._public import set_module
+from medimg._tables import make_table
 from medimg._validation import did_you_mean
 from medimg.data.protocols import EvaluationDataset, FitHistory
 from medimg.errors import DatasetError, also
@@ -164,10 +165,8 @@ class Report:
             Columns ``metric``, ``value``, ``low``, ``high``, ``dropped`` (number of resamples in which the
             metric was undefined) and ``reason`` (why there is no interval).
         """
-        import pandas as pd
-
         rows = [(name, e.value, e.low, e.high, e.dropped, e.reason) for name, e in self.metrics.items()]
-        return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "dropped", "reason"])
+        return make_table(rows, ["metric", "value", "low", "high", "dropped", "reason"])
 
     @overload
     def to_csv(self, path: os.PathLike[str]) -> Path: ...

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from medimg._public import set_module
+from medimg._tables import make_table
 from medimg.errors import MedimgError, ReadError, StoreError, also
 from medimg.io.dicom.header.attributes import get_identifier, quiet_pydicom
 from medimg.io.dicom.header.open import open_dataset, to_tags
@@ -127,11 +128,9 @@ class StoreResult:
         pandas.DataFrame
             Columns ``source``, ``sop_instance_uid``, ``code``, ``cause`` and ``reason``.
         """
-        import pandas as pd
-
         columns = ["source", "sop_instance_uid", "code", "cause", "reason"]
         rows = [[getattr(one, name) for name in columns] for one in self.failed]
-        return pd.DataFrame(rows, columns=columns)
+        return make_table(rows, columns)
 
 
 class _File(NamedTuple):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from medimg._tables import plain_texts
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -22,8 +24,9 @@ def escape_formulas(table: pd.DataFrame) -> pd.DataFrame:
     def escape(cell: object) -> object:
         return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
 
-    safe = table.rename(columns=escape)
-    for n, dtype in enumerate(table.dtypes):
-        if not isinstance(dtype, np.dtype) or dtype.kind == "O":
-            safe.isetitem(n, table.iloc[:, n].map(escape).to_numpy())
+    with plain_texts():
+        safe = table.rename(columns=escape)
+        for n, dtype in enumerate(table.dtypes):
+            if not isinstance(dtype, np.dtype) or dtype.kind == "O":
+                safe.isetitem(n, table.iloc[:, n].map(escape).to_numpy())
     return safe

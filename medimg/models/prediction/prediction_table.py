@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medimg import __version__
+from medimg._tables import make_table
 from medimg.errors import MedimgWarning
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ class PredictionTable:
 
     def to_pandas(self, sources: Iterable[ScoredSource]) -> pd.DataFrame:
         """Return the table; warn of out-of-distribution images, and of those outside the calibration."""
-        import pandas as pd
-
         model = self._model
         attrs = {
             "model": self._digest[:SHOWN],
@@ -53,7 +52,7 @@ class PredictionTable:
         if self._provenance:
             columns += ["model", "recipe"]
             rows = [row | {name: attrs[name] for name in ("model", "recipe")} for row in rows]
-        frame = pd.DataFrame(rows, columns=columns)
+        frame = make_table(rows, columns)
         if self._unit == "image" and self._collects:
             # integers, some of which are missing
             frame["slice"] = frame["slice"].astype("Int64")
