@@ -19,13 +19,13 @@ class RayExecutor(Executor):
     """
     Executor that runs tasks on a Ray cluster, for the ``executor=`` of medimg's functions.
 
-    Ray is started on this machine if :func:`ray.init` was not called before. A task whose worker dies is run
+    Ray is started on this machine if ``ray.init`` was not called before. A task whose worker dies is run
     again by Ray itself, three times by default. Shutting the executor down does not stop Ray.
 
     Parameters
     ----------
     **options
-        Options of :func:`ray.remote` for each task, such as ``num_cpus=1``, ``num_gpus=0.25`` or
+        Options of ``ray.remote`` for each task, such as ``num_cpus=1``, ``num_gpus=0.25`` or
         ``max_retries=1``.
 
     Raises
