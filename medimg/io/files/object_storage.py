@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from medimg._validation import check_path
+from medimg._validation import check_path, did_you_mean
 from medimg.core.content_hash import content_hash, json_text
 from medimg.errors import MissingDependencyError, ReadError, StoreError, also
 
@@ -70,7 +70,14 @@ def is_web_url(url: str) -> bool:
 
 
 def refuse_url_as_path(path: os.PathLike[str] | str) -> None:
-    """Raise ReadError for a path that was made of a URL, and has lost a slash by it."""
+    """Raise ReadError for a path that was made of a URL, and has lost a slash by it, and for other URLs."""
+    unknown = _SCHEME.match(path) if isinstance(path, str) else None
+    # one letter is a drive
+    if unknown and len(unknown[1]) > 1 and unknown[1].lower() not in _EXTRAS:
+        raise ReadError(
+            f"{unknown[1]}:// is no protocol that is read; expected one of {', '.join(_EXTRAS)}"
+            f"{did_you_mean(unknown[1], _EXTRAS)}"
+        )
     match = _PATH_OF_URL.match(str(path))
     if match:
         raise ReadError(

@@ -377,3 +377,9 @@ def test_absent_credentials_are_named() -> None:
         failure = explain(exceptions.NoCredentialsError(), "s3://bucket/secret.dcm")
         assert isinstance(failure, PermissionError)
         assert "no credentials were found" in str(failure)
+
+
+@pytest.mark.parametrize("read", [medimg.read, medimg.scan])
+def test_an_unknown_protocol_is_named(read: Callable[[str], object]) -> None:
+    with pytest.raises(ReadError, match="s4:// is no protocol"):
+        read("s4://bucket/x")
