@@ -224,7 +224,7 @@ def ascending_slices(slices: Sequence[int], depth: int) -> list[int]:
             f"expected several whole numbers, indices of {depth} slices; found a {type(slices).__name__}"
         ) from None
     if not chosen or chosen[0] < 0 or chosen[-1] >= depth or (np.diff(chosen) <= 0).any():
-        raise GeometryError(f"expected ascending indices of {depth} slices; found {chosen}")
+        raise GeometryError(f"expected ascending indices of {depth} slices, 0 to {depth - 1}; found {chosen}")
     return chosen
 
 

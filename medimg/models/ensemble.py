@@ -281,8 +281,8 @@ def _find_file(path: str | os.PathLike[str]) -> Path | str:
         return check_location("path", path, error=CheckpointError)
     repository = check_repository(path.removeprefix(_HUB))
     where = (
-        "check the name; if it is private, log in with: hf auth login; or download its model.safetensors "
-        "elsewhere, and load that file"
+        "check the name and the network; if it is private, log in with: hf auth login; or download its "
+        "model.safetensors elsewhere, and load that file"
     )
     return fetch_file(
         repository, (MODEL_FILE,), what=f"the model of {repository}", otherwise=where, extra="hub"

@@ -110,7 +110,8 @@ class SourceImages:
         if found != expected:
             raise GeometryError(
                 f"the volume has {'×'.join(map(str, found))} voxels, the series {self.path} has "
-                f"{'×'.join(map(str, expected))}: results are stored on the pixels of their source"
+                f"{'×'.join(map(str, expected))}: results are stored on the pixels of their source; pass the "
+                "images that the volume was read from"
             )
         difference = np.abs(volume.affine - self.series.affine).max()
         if self.is_placed and (volume.space != "patient" or difference > _ROUNDING):

@@ -44,6 +44,7 @@ _MAX_PAGE: Final = 2**26
 _MAX_RESULTS: Final = 100_000
 _MAX_QUERIES: Final = 100
 _STUDY, _SERIES = "0020000D", "0020000E"
+_ISO_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _RANGE: Final = re.compile(r"([0-9.:+]*)-([0-9.:+]*)")
 
 
@@ -85,6 +86,12 @@ def _parse_condition(name: str, value: object) -> tuple[str, list[str]]:
         )
     several = value if isinstance(value, Iterable) and not isinstance(value, str | bytes) else (value,)
     texts = [_to_text(name, one) for one in several]
+    # servers answer it with nothing, or with an error
+    if keyword.endswith("Date") and any(map(_ISO_DATE.search, texts)):
+        raise ReadError(
+            f"{name} must be a date as YYYYMMDD, a range as YYYYMMDD-YYYYMMDD, or a datetime.date; found "
+            "YYYY-MM-DD"
+        )
     if not texts:
         raise ReadError(f"{name} has no value to search for")
     if keyword in _UIDS:

@@ -174,9 +174,11 @@ def store_files(transport: Transport, source: object, *, study: str | None, coll
     result = StoreResult(tuple(stored), tuple(failed), tuple(changed))
     if failed and not collects:
         first = failed[0]
+        # errors of reading begin with the name
+        named = first.reason if first.reason.startswith(first.source) else f"{first.source}: {first.reason}"
         raise _find_error_type(failed, error)(
             f"{len(failed)} of {len(failed) + len(stored)} instances were not stored on {transport.host}, "
-            f'the first: {first.source}: {first.reason}; pass on_error="collect" for the list of all',
+            f'the first: {named}; pass on_error="collect" for the list of all',
             result,
         )
     return result

@@ -376,6 +376,10 @@ class Transport:
             )
         elif status == HTTPStatus.NOT_FOUND:
             error_type, hint = also(ServerAnswerError, FileNotFoundError), "; check the UIDs and the base URL"
+        elif status == HTTPStatus.METHOD_NOT_ALLOWED or (
+            status == HTTPStatus.BAD_REQUEST and call.method == "GET"
+        ):
+            hint = "; check the base URL, such as https://host/dicom-web, and what is asked for"
         error = error_type(f"{self.host} answers {status} ({title}) to {call.name}{hint}")
         assert isinstance(error, ServerAnswerError)
         error.status = status

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from medimg._validation import check_path
+from medimg._validation import check_path, did_you_mean
 from medimg.core.content_hash import content_hash, json_text
 from medimg.errors import MissingDependencyError, ReadError, StoreError, also
 
@@ -48,6 +48,11 @@ _SIGNATURE: Final = re.compile(
     r"s[vsrpegt]|srt|spr|sig|sip|sk(?:oid|tid|t|e|s|v)",
     re.IGNORECASE,
 )
+#: A file system asks for credentials once, and is kept.
+_NO_CREDENTIALS: Final = (
+    "no credentials were found, or only a part of them; set them in the environment (such as AWS_PROFILE) or "
+    "the configuration of fsspec, and start Python again"
+)
 _SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 #: What :class:`~pathlib.Path` makes of a URL.
 _PATH_OF_URL: Final = re.compile(rf"({'|'.join(_EXTRAS)}):[/\\](?![/\\])", re.IGNORECASE)
@@ -65,7 +70,14 @@ def is_web_url(url: str) -> bool:
 
 
 def refuse_url_as_path(path: os.PathLike[str] | str) -> None:
-    """Raise ReadError for a path that was made of a URL, and has lost a slash by it."""
+    """Raise ReadError for a path that was made of a URL, and has lost a slash by it, and for other URLs."""
+    unknown = _SCHEME.match(path) if isinstance(path, str) else None
+    # one letter is a drive
+    if unknown and len(unknown[1]) > 1 and unknown[1].lower() not in _EXTRAS:
+        raise ReadError(
+            f"{unknown[1]}:// is no protocol that is read; expected one of {', '.join(_EXTRAS)}"
+            f"{did_you_mean(unknown[1], _EXTRAS)}"
+        )
     match = _PATH_OF_URL.match(str(path))
     if match:
         raise ReadError(
@@ -148,12 +160,23 @@ def explain_failure(error: BaseException, url: str) -> ReadError:
         return also(ReadError, PermissionError)(
             f"{name} may not be read with these credentials; check those of fsspec and of the environment"
         )
+    if _lacks_credentials(error):
+        return also(ReadError, PermissionError)(f"{name} can't be read: {_NO_CREDENTIALS}")
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return also(ReadError, TimeoutError)(f"{name} was not read in time; try again")
     status = get_status(error)
     found = f"{type(error).__name__}{f', HTTP {status}' if status else ''}"
     return also(ReadError, ConnectionError)(
         f"{name} can't be read ({found}); check the URL, the network, and the configuration of fsspec"
+    )
+
+
+def _lacks_credentials(error: BaseException) -> bool:
+    """Whether an error of botocore or google-auth says that credentials are absent or incomplete."""
+    return type(error).__name__ in (
+        "NoCredentialsError",
+        "PartialCredentialsError",
+        "DefaultCredentialsError",
     )
 
 
@@ -226,6 +249,8 @@ def explain_write_failure(error: BaseException, url: str) -> StoreError:
         return also(StoreError, PermissionError)(
             f"{name} may not be written with these credentials; check those of fsspec and of the environment"
         )
+    if _lacks_credentials(error):
+        return also(StoreError, PermissionError)(f"{name} can't be written: {_NO_CREDENTIALS}")
     if isinstance(error, TimeoutError):
         return also(StoreError, TimeoutError)(f"{name} was not written in time; try again")
     facts = [type(error).__name__, f"HTTP {status}" if status else "", _find_code(error)]

@@ -283,6 +283,8 @@ class TestSearch:
             ({"modality": True}, ReadError),
             ({"uid": "1.2/../3"}, ReadError),
             ({"limit": 0}, ReadError),
+            ({"StudyDate": "2024-01-01"}, ReadError),
+            ({"StudyDate": ["20240101", "2024-01-01-2024-12-31"]}, ReadError),
             ({"Modality": "ABCDEFGHIJK", "StudyID": range(200)}, ReadError),
         ],
     )
@@ -297,6 +299,22 @@ class TestSearch:
             server.search(**conditions)  # type: ignore[arg-type]  # of any kind
         assert isinstance(raised.value, MedimgError)
         assert not pacs.seen
+
+    def test_a_file_that_is_not_stored_is_named_once(
+        self, server: medimg.DicomWebServer, tmp_path: Path
+    ) -> None:
+        (tmp_path / "note.txt").write_text("no DICOM")
+        with pytest.raises(StoreError) as raised:
+            server.store(tmp_path)
+        assert str(raised.value).count("note.txt") == 1
+
+    @pytest.mark.parametrize("status", [400, 405])
+    def test_a_wrong_base_url_is_named_as_a_cause(
+        self, pacs: FakePacs, server: medimg.DicomWebServer, status: int
+    ) -> None:
+        pacs.misbehave = lambda seen, reply: Reply(status, b"")
+        with pytest.raises(ReadError, match="check the base URL"):
+            server.search()
 
     def test_the_index_reads_what_is_used(self, pacs: FakePacs, server: medimg.DicomWebServer) -> None:
         pacs.datasets = [make_slice(n, series=f"1.2.{s}") for s in range(3) for n in range(2 + s)]

@@ -15,7 +15,7 @@ import medimg
 from medimg.core.volume import Volume
 from medimg.errors import MedimgError, ReadError
 from medimg.io.files import listed_file
-from medimg.io.files.object_storage import is_remote_url
+from medimg.io.files.object_storage import explain_failure, explain_write_failure, is_remote_url
 from medimg.io.series import Series
 from tests.dicom_files import make_instance, stack_pixels, write, write_stack
 from tests.storage import Server, Storage, WebFolder
@@ -369,3 +369,17 @@ def test_which_texts_are_urls() -> None:
     assert not any(
         map(is_remote_url, ("c://x", "file:///etc", "s3:/x", "zip://a::s3://b", b"s3://x", Path("s3://x")))
     )
+
+
+def test_absent_credentials_are_named() -> None:
+    exceptions = pytest.importorskip("botocore.exceptions")
+    for explain in (explain_failure, explain_write_failure):
+        failure = explain(exceptions.NoCredentialsError(), "s3://bucket/secret.dcm")
+        assert isinstance(failure, PermissionError)
+        assert "no credentials were found" in str(failure)
+
+
+@pytest.mark.parametrize("read", [medimg.read, medimg.scan])
+def test_an_unknown_protocol_is_named(read: Callable[[str], object]) -> None:
+    with pytest.raises(ReadError, match="s4:// is no protocol"):
+        read("s4://bucket/x")
