@@ -242,7 +242,7 @@ def test_no_secrets_in_tables_and_messages(url: str, storage: Storage) -> None:
         warnings.simplefilter("always")
         table = model.predict(names, on_error="collect")
     assert "geheim" not in table.to_csv() + "".join(str(one.message) for one in caught)
-    assert "s3://scans/data/absent can't be read" in table.to_csv()
+    assert "s3://scans/data/absent is given with a login" in table.to_csv()
     rows = pd.DataFrame({"path": names[:1] * 2, "label": ["a", "b"]})
     with pytest.raises(DatasetError, match="repeat a path") as error:
         medimg.ImageDataset.from_csv(rows)
