@@ -204,6 +204,8 @@ def test_which_caches_cant_be_at_a_url(folder: Path, storage: Storage, tmp_path:
         with pytest.raises(DatasetError, match=r"with a login, a query|no folder") as error:
             medimg.ImageCache(wrong)
         assert "geheim" not in str(error.value)
+        with pytest.raises(DatasetError, match=r"with a login, a query|no folder"):
+            medimg.prepare(data, RECIPE, wrong)
 
 
 def test_digests_are_those_of_copies_on_disk(
