@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from medimg._validation import did_you_mean
+from medimg._validation import check_path, did_you_mean
 from medimg.core.parallel import ordered_map
 from medimg.core.progress import Progress, progress_bar
 from medimg.data.identifiers import FilePatients, add_file_patients
@@ -180,6 +180,8 @@ def read_table(csv: Any) -> pd.DataFrame:
         csv = _fetch_table(csv)
     elif isinstance(csv, os.PathLike):
         refuse_url_as_path(csv)
+    elif isinstance(csv, str):
+        check_path("csv", csv, error=DatasetError)  # pandas would open URLs of other protocols
     irregular = "" if _is_special(csv) else explain_irregular(csv)
     if irregular:
         raise DatasetError(f"{csv} can't be opened: it is {irregular}; expected a CSV table")

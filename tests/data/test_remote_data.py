@@ -97,6 +97,13 @@ def test_a_table_leads_nowhere_else(storage: Storage, url: str, path: str) -> No
         medimg.ImageDataset.from_csv(csv)
 
 
+@pytest.mark.parametrize("protocol", ["hf", "ftp", "file"])
+def test_tables_of_other_protocols_are_refused(protocol: str) -> None:
+    with pytest.raises(DatasetError, match=f"begins like a URL, {protocol}:") as error:
+        medimg.ImageDataset.from_csv(f"{protocol}://user:geheim@127.0.0.1/labels.csv")
+    assert "geheim" not in str(error.value)
+
+
 def test_rows_that_are_missing_are_named(storage: Storage, url: str) -> None:
     csv = storage.put("data/bad.csv", b"path,label\nbenign/absent.dcm,a\nbenign/p00/a.dcm,b\n")
     with pytest.raises(
@@ -184,7 +191,7 @@ def test_a_cache_in_a_storage_that_takes_nothing(folder: Path, storage: Storage)
 
 
 def test_which_caches_cant_be_at_a_url(folder: Path, storage: Storage, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="web servers take no files"):
+    with pytest.raises(DatasetError, match="https:// is only read"):
         medimg.ImageCache("https://127.0.0.1/cache")
     with pytest.raises(MedimgError, match="pass the URL as a str"):
         medimg.ImageCache(Path("s3://scans/cache"))
@@ -193,7 +200,12 @@ def test_which_caches_cant_be_at_a_url(folder: Path, storage: Storage, tmp_path:
     with pytest.raises(DatasetError, match="SQLite"):
         medimg.embed(model, data, cache=f"{storage.url}/features")
     assert not Path("s3:").exists()
-    assert "geheim" not in repr(medimg.ImageCache(f"s3://user:geheim@{storage.url[5:]}/cache"))
+    for wrong in (f"s3://user:geheim@{storage.url[5:]}/cache", f"{storage.url}/cache?X=geheim", "s3://"):
+        with pytest.raises(DatasetError, match=r"with a login, a query|no folder") as error:
+            medimg.ImageCache(wrong)
+        assert "geheim" not in str(error.value)
+        with pytest.raises(DatasetError, match=r"with a login, a query|no folder"):
+            medimg.prepare(data, RECIPE, wrong)
 
 
 def test_digests_are_those_of_copies_on_disk(
@@ -242,7 +254,7 @@ def test_no_secrets_in_tables_and_messages(url: str, storage: Storage) -> None:
         warnings.simplefilter("always")
         table = model.predict(names, on_error="collect")
     assert "geheim" not in table.to_csv() + "".join(str(one.message) for one in caught)
-    assert "s3://scans/data/absent can't be read" in table.to_csv()
+    assert "s3://scans/data/absent is given with a login" in table.to_csv()
     rows = pd.DataFrame({"path": names[:1] * 2, "label": ["a", "b"]})
     with pytest.raises(DatasetError, match="repeat a path") as error:
         medimg.ImageDataset.from_csv(rows)

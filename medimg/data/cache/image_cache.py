@@ -35,7 +35,8 @@ from medimg.data.cache.keys import SCHEMA, Compare, find_address
 from medimg.errors import DatasetError, MedimgWarning, ReadError
 from medimg.io.files.atomic import atomic_path, to_os_error
 from medimg.io.files.byte_ranges import call_storage, fetch_object
-from medimg.io.files.object_storage import is_remote_url, is_web_url, name_url, refuse_url_as_path
+from medimg.io.files.object_storage import is_remote_url, name_url, refuse_url_as_path
+from medimg.io.files.output import check_target
 from medimg.io.files.regular_file import explain_irregular
 
 if TYPE_CHECKING:
@@ -98,7 +99,9 @@ class ImageCache:
     ) -> None:
         self.dtype: StoredDtype = check_choice("dtype", dtype, get_args(StoredDtype), error=DatasetError)
         self.compare: Compare = check_choice("compare", compare, get_args(Compare), error=DatasetError)
-        self.folder = check_object_folder(folder) if is_remote_url(folder) else make_cache_folder(folder)
+        if is_remote_url(folder):
+            check_target("cache", folder, error=DatasetError, is_folder=True)
+        self.folder = folder.rstrip("/") if is_remote_url(folder) else make_cache_folder(folder)
         self._warned = False
 
     def __repr__(self) -> str:
@@ -181,15 +184,6 @@ class ImageCache:
 def _name_entry(address: Address, recipe: Preprocess) -> str:
     """Return the path of an entry below the folder, with slashes."""
     return f"{recipe.fingerprint}/{address.key[:2]}/{address.key[2:]}.safetensors"
-
-
-def check_object_folder(url: str) -> str:
-    """Return the URL of a folder in object storage without a slash at its end."""
-    if is_web_url(url):
-        raise DatasetError(
-            f"{name_url(url)} can't be a cache, as web servers take no files; use a folder, or object storage"
-        )
-    return url.rstrip("/")
 
 
 def as_cache(cache: str | os.PathLike[str] | ImageCache | None) -> ImageCache | None:

@@ -39,6 +39,8 @@ from medimg.data.read_tensors import check_sources
 from medimg.data.resolved_source import ResolvedSource
 from medimg.errors import DatasetError, MedimgError, MedimgWarning, PreprocessError, ReadError
 from medimg.executors.executor_map import check_executor
+from medimg.io.files.object_storage import is_remote_url
+from medimg.io.files.output import check_target
 from medimg.io.files.storage_folder import StorageFolder
 from medimg.preprocessing.preprocess import Preprocess, check_same_preprocessing
 from medimg.preprocessing.torch_threads import map_sources
@@ -227,6 +229,8 @@ def prepare(
     check_choice("dtype", dtype, get_args(StoredDtype), error=DatasetError)
     check_whole_number("shard_bytes", shard_bytes, least=1, error=DatasetError)
     check_executor(executor)
+    if is_remote_url(out):
+        check_target("out", out, error=DatasetError, is_folder=True)
     folder = StorageFolder.of(out)
     job = _make_job(sources, recipe, reading, dtype)
     run = _Run(folder, job, shard_bytes=shard_bytes, workers=workers, executor=executor, progress=progress)

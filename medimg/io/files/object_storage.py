@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import PurePosixPath
@@ -42,6 +43,8 @@ _EXTRAS: Final = {
     "http": "remote", "https": "remote",
     "memory": "",
 }  # fmt: skip
+#: Protocols that would take a login in a URL as part of the name of the bucket, and log it.
+_WITHOUT_LOGIN: Final = ("s3", "s3a", "gs", "gcs")
 #: Parameters of signed URLs, of S3, CloudFront, Google and Azure.
 _SIGNATURE: Final = re.compile(
     r"x-(?:amz|goog)-.*|signature|expires|awsaccesskeyid|googleaccessid|key-pair-id|policy|"
@@ -54,6 +57,7 @@ _NO_CREDENTIALS: Final = (
     "the configuration of fsspec, and start Python again"
 )
 _SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_WEB_URL: Final = re.compile(r"https?://\S+", re.IGNORECASE)
 #: What :class:`~pathlib.Path` makes of a URL.
 _PATH_OF_URL: Final = re.compile(rf"({'|'.join(_EXTRAS)}):[/\\](?![/\\])", re.IGNORECASE)
 
@@ -95,7 +99,13 @@ def find_storage(url: str) -> tuple[Any, str]:
     """
     import fsspec
 
-    scheme = url.partition("://")[0].lower()
+    scheme, _, rest = url.partition("://")
+    scheme = scheme.lower()
+    if scheme in _WITHOUT_LOGIN and "@" in rest.partition("/")[0]:
+        raise ReadError(
+            f"{name_url(url)} is given with a login, which {scheme}:// does not have; put credentials in the "
+            "configuration of fsspec or the environment"
+        )
     try:
         kind = fsspec.get_filesystem_class(scheme)
     except ImportError as error:
@@ -106,9 +116,13 @@ def find_storage(url: str) -> tuple[Any, str]:
     # each protocol has its own checks, and errors, whose texts may have the URL
     try:
         # not by url_to_fs, for which "::" in a URL leads to another one, or to a file on this machine
+        url = f"{scheme}://{rest}"
         options = fsspec.config.apply_config(kind, kind._get_kwargs_from_urls(url))
         path = kind._strip_protocol(url)
         key = os.getpid(), kind, fsspec.utils.tokenize(options)
+        if scheme in ("http", "https"):
+            for name in ("fsspec", "fsspec.http"):
+                logging.getLogger(name).addFilter(_redact_record)  # added once
         if key not in _storages:
             # what was listed earlier must not be mixed with what is there now
             _storages[key] = kind(**{"use_listings_cache": False, **options})
@@ -119,6 +133,13 @@ def find_storage(url: str) -> tuple[Any, str]:
 
 #: File systems of this process; some versions of fsspec make one for each thread.
 _storages: Final[dict[tuple[int, Any, str], Any]] = {}
+
+
+def _redact_record(record: logging.LogRecord) -> bool:
+    """Redact the URLs in a message of fsspec, which logs whole ones at the level DEBUG."""
+    record.msg = _WEB_URL.sub(lambda match: redact_url(match[0]), record.getMessage())
+    record.args = ()
+    return True
 
 
 def redact_url(url: str) -> str:

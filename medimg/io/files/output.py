@@ -80,11 +80,12 @@ def _check_url(name: str, url: str, error: type[MedimgError], *, is_folder: bool
     levels = path.strip("/").split("/")
     if {".", ".."} & set(levels):
         raise error(f"{name} is {shown}; expected a URL without . and .. as folders")
-    if is_folder:
+    if is_folder and levels[0]:
         return
     least = 1 if scheme == "memory" else 2
-    if url.endswith("/") or len(levels) < least or not levels[-1]:
-        raise error(f"{name} is {shown}, which is no file; expected scheme://bucket/name")
+    if is_folder or url.endswith("/") or len(levels) < least or not levels[-1]:
+        what = "folder" if is_folder else "file"
+        raise error(f"{name} is {shown}, which is no {what}; expected scheme://bucket/name")
 
 
 def join_target(folder: Path | str, name: str) -> Path | str:

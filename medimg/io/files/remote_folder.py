@@ -50,7 +50,7 @@ def list_folder(url: str) -> dict[str, ListedFile]:
 
     def find(storage: Any, path: str) -> Mapping[str, Mapping[str, Any]]:
         found: Mapping[str, Mapping[str, Any]] = storage.find(path, detail=True)
-        return {name[len(path.rstrip("/")) :].lstrip("/"): info for name, info in found.items()}
+        return {name.removeprefix(path.rstrip("/")).removeprefix("/"): info for name, info in found.items()}
 
     files: dict[str, ListedFile] = {
         name: ListedFile(f"{base}/{name}", *parse_facts(info))

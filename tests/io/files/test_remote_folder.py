@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -13,8 +14,9 @@ import pytest
 
 import medimg
 from medimg.core.volume import Volume
-from medimg.errors import MedimgError, ReadError
+from medimg.errors import CheckpointError, MedimgError, ReadError
 from medimg.io.files import listed_file
+from medimg.io.files.local_copy import local_copy
 from medimg.io.files.object_storage import explain_failure, explain_write_failure, is_remote_url
 from medimg.io.series import Series
 from tests.dicom_files import make_instance, stack_pixels, write, write_stack
@@ -201,6 +203,41 @@ def test_names_of_objects_that_no_folder_has(storage: Storage, tmp_path: Path) -
     assert np.array_equal(
         medimg.read(f"{storage.url}/x/d#1?e=f.dcm").array, medimg.read(f"{storage.url}/x/g::h.dcm").array
     )
+
+
+def test_names_with_several_slashes_are_kept_apart(storage: Storage, tmp_path: Path) -> None:
+    for name, path in zip(("x/a.dcm", "x//a.dcm"), write_stack(tmp_path, [0.0, 1.0]), strict=True):
+        storage.put(name, path.read_bytes())
+    index = medimg.scan(f"{storage.url}/x")
+    assert not index.skipped
+    assert index[0].read().shape == (1, 2, 12, 16)
+
+
+def test_the_case_of_a_protocol_does_not_matter(storage: Storage, tmp_path: Path) -> None:
+    (path,) = write_stack(tmp_path, [0.0])
+    storage.put("x/a.dcm", path.read_bytes())
+    for name in ("x", "x/a.dcm"):
+        assert np.array_equal(medimg.read(f"S3://scans/{name}").array, medimg.read(path).array)
+
+
+def test_a_login_in_a_url_reaches_no_log(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(ReadError, match="s3://scans/x is given with a login"):
+        medimg.read("s3://user:geheim@scans/x")
+    assert "geheim" not in caplog.text
+
+
+def test_copies_of_models_log_no_secrets(
+    web: tuple[Server, WebFolder], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, folder = web
+    folder.put("model", b"data")
+    url = f"{server.url.replace('//', '//user:geheim@')}/model?X-Amz-Signature=geheim"
+    caplog.set_level(logging.DEBUG)
+    with local_copy(url, error=CheckpointError) as copy:
+        assert copy.read_bytes() == b"data"
+    assert server.traffic.sent
+    assert "geheim" not in caplog.text
 
 
 def count_objects(storage: Storage, part: str) -> tuple[int, int]:
