@@ -70,7 +70,7 @@ class Traffic:
 class Server:
     """A WSGI application served by threads."""
 
-    def __init__(self, app: App, port: int = 0) -> None:
+    def __init__(self, app: App, port: int = 0, tls: tuple[str, str] | None = None) -> None:
         from werkzeug.serving import WSGIRequestHandler, make_server
 
         class Quiet(WSGIRequestHandler):  # type: ignore[misc]  # is not typed here
@@ -78,7 +78,9 @@ class Server:
                 pass
 
         self.traffic = Traffic(app)
-        self._server = make_server("127.0.0.1", port, self.traffic, threaded=True, request_handler=Quiet)
+        self._server = make_server(
+            "127.0.0.1", port, self.traffic, threaded=True, request_handler=Quiet, ssl_context=tls
+        )
         self.port: int = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()

@@ -224,8 +224,6 @@ async def _get_http(storage: Any, url: str, start: int, stop: int) -> Answer:
     }  # fmt: skip
     async with session.get(storage.encode_url(url), **options) as response:
         headers = response.headers
-        if url.lower().startswith("https:") and response.url.scheme != "https":
-            raise ReadError(f"{name_url(url)} leads to a URL without encryption, which is not read")
         version = headers.get("ETag") or headers.get("Last-Modified") or ""
         stated = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
         encoded = headers.get("Content-Encoding", "identity").lower() not in ("", "identity")

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urljoin, urlsplit, urlunsplit
 
 from medimg._validation import check_path, did_you_mean
 from medimg.core.content_hash import content_hash, json_text
@@ -125,7 +125,8 @@ def find_storage(url: str) -> tuple[Any, str]:
                 logging.getLogger(name).addFilter(_redact_record)  # added once
         if key not in _storages:
             # what was listed earlier must not be mixed with what is there now
-            _storages[key] = kind(**{"use_listings_cache": False, **options})
+            web = {"get_client": _open_session} if scheme in ("http", "https") else {}
+            _storages[key] = kind(**{"use_listings_cache": False, **web, **options})
     except Exception as error:
         raise explain_failure(error, url) from None
     return _storages[key], path
@@ -133,6 +134,21 @@ def find_storage(url: str) -> tuple[Any, str]:
 
 #: File systems of this process; some versions of fsspec make one for each thread.
 _storages: Final[dict[tuple[int, Any, str], Any]] = {}
+
+
+async def _open_session(**options: Any) -> Any:
+    """Return a session of aiohttp that follows no redirect from https to http."""
+    import aiohttp
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_redirect.append(_refuse_downgrade)
+    return aiohttp.ClientSession(trace_configs=[tracing], **options)
+
+
+async def _refuse_downgrade(session: Any, context: Any, redirect: Any) -> None:
+    target = urljoin(str(redirect.url), redirect.response.headers.get("Location", ""))
+    if redirect.url.scheme == "https" and not target.lower().startswith("https:"):
+        raise ReadError(f"{name_url(str(redirect.url))} leads to a URL without encryption, which is not read")
 
 
 def _redact_record(record: logging.LogRecord) -> bool:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-import shutil
 import socket
 import ssl
-import subprocess
 import time
 import tracemalloc
 import zlib
@@ -22,6 +20,7 @@ import medimg
 from medimg.errors import MedimgError, MedimgWarning, ReadError
 from medimg.io.dicomweb.multipart import parse_parts
 from medimg.io.dicomweb.transport import Answer
+from tests.certificates import make_certificate
 from tests.io.dicomweb.fake_pacs import (
     BOUNDARY,
     MULTIPART,
@@ -747,21 +746,6 @@ class TestProxies:
         with pytest.raises(ConnectionError, match="ProxyError") as lost:
             server.search()
         assert "secret" not in str(lost.value)
-
-
-def make_certificate(folder: Path, name: str, *options: str) -> Path:
-    """A key, and beside it with the suffix .crt its own certificate."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no openssl here")
-    path = folder / f"{name}.pem"
-    subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-subj", f"/CN={name}",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(path),
-         "-out", str(path.with_suffix(".crt")), *(options or ("-nodes",))],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return path
 
 
 @pytest.fixture(scope="module")

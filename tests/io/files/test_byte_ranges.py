@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
 import medimg
 from medimg.errors import MedimgError, ReadError
 from medimg.io.files import byte_ranges, listed_file
-from medimg.io.files.object_storage import find_storage
 from medimg.io.files.remote_folder import find_blobs, open_blob
+from tests.certificates import make_certificate
 from tests.dicom_files import write_stack
 from tests.storage import Disturbance, Request, Server, Storage, WebFolder
 
@@ -235,27 +237,41 @@ def test_redirects_are_followed_but_not_in_circles(web: tuple[Server, WebFolder]
     assert SECRET not in str(caught.value)
 
 
-def test_redirects_keep_the_encryption(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("aiohttp")
+@pytest.mark.parametrize("leads", [False, True])
+def test_redirects_keep_the_encryption(
+    leads: bool, web: tuple[Server, WebFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of images, and of files that medimg itself wrote."""
+    plain, _ = web
+    key = make_certificate(tmp_path, "server")
+    crt = key.with_suffix(".crt")
+    monkeypatch.setitem(fsspec.config.conf, "https", {"ssl": ssl.create_default_context(cafile=crt)})
+    (path,) = write_stack(tmp_path / "stack", [0.0])
+    model = medimg.TransferClassifier("squeezenet1_1", classes=["a", "b"], weights=None)
+    model.save(tmp_path / "model.safetensors")
 
-    class Answer:
-        """What a session gives after a redirect."""
+    def serve(environ: dict[str, Any], start: Any) -> list[bytes]:
+        name = environ["PATH_INFO"]
+        if leads:
+            start("302 Found", [("Location", f"{plain.url}{name}")])
+            return []
+        data = (path if name.endswith(".dcm") else tmp_path / "model.safetensors").read_bytes()
+        start("200 OK", [("Content-Length", str(len(data)))])
+        return [data]
 
-        status, headers, url = 200, {"ETag": "1"}, SimpleNamespace(scheme="http")
-
-        async def __aenter__(self) -> Answer:
-            return self
-
-        async def __aexit__(self, *error: object) -> None:
-            pass
-
-    async def open_session(storage: object) -> SimpleNamespace:
-        return SimpleNamespace(get=lambda url, **options: Answer())
-
-    storage, _ = find_storage("https://127.0.0.1/x")
-    monkeypatch.setattr(type(storage), "set_session", open_session)
-    with pytest.raises(ReadError, match="without encryption"):
-        open_blob(f"https://127.0.0.1/x?token={SECRET}")
+    server = Server(serve, tls=(str(crt), str(key)))
+    try:
+        for read, name in ((medimg.read, "a.dcm"), (medimg.load, "m.safetensors")):
+            url = f"https://127.0.0.1:{server.port}/{name}?token={SECRET}"
+            if leads:
+                with pytest.raises(MedimgError) as caught:
+                    read(url)
+                assert SECRET not in str(caught.value)
+            else:
+                read(url)
+    finally:
+        server.stop()
+    assert not plain.traffic.requests
 
 
 def test_a_size_that_is_a_lie_takes_no_memory(web: tuple[Server, WebFolder]) -> None:
