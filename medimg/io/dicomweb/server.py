@@ -7,7 +7,7 @@ import re
 import ssl
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,9 +23,12 @@ from medimg.io.dicomweb.service_url import ResourceUrl, check_uid, is_dicomweb_u
 from medimg.io.dicomweb.store_instances import StoreResult, store_files
 from medimg.io.dicomweb.transport import Credentials, Transport
 from medimg.io.series_index import SeriesIndex, SkippedFiles
+from medimg.io.sources import is_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pydicom.dataset import Dataset
 
     from medimg.core.stacking import Policy
     from medimg.core.volume import Volume
@@ -189,14 +192,17 @@ class DicomWebServer:
         skipped = SkippedFiles(Skipped(name, str(error)) for name, error in failed)
         return SeriesIndex(tuple(found), skipped), [error for _, error in failed]
 
-    def store(self, source: Files, *, study: str | None = None, on_error: str = "raise") -> StoreResult:
+    def store(
+        self, source: Files | Iterator[Dataset], *, study: str | None = None, on_error: str = "raise"
+    ) -> StoreResult:
         """
         Store DICOM files (STOW-RS).
 
         Parameters
         ----------
         source : str, Path, bytes, pydicom Dataset, or list of these
-            Folder, zip archive or files, or instances in memory. They are sent as they are, a few at a time.
+            Folder, zip archive or files, or instances in memory, also those that
+            :func:`medimg.export.make_results` yields. They are sent as they are, a few at a time.
         study : str, optional
             Study Instance UID that all instances must have.
         on_error : {"raise", "collect"}
@@ -222,7 +228,8 @@ class DicomWebServer:
         StoreResult(1 stored, 0 failed)
         """
         check_choice("on_error", on_error, ("raise", "collect"), error=ReadError)
-        return store_files(self._retriever.transport, source, study=study, collects=on_error == "collect")
+        given = list(source) if isinstance(source, Iterator) and not is_buffer(source) else source
+        return store_files(self._retriever.transport, given, study=study, collects=on_error == "collect")
 
     def _locate(self, study: str, series: str | None, instance: str | None) -> ResourceUrl:
         if instance is not None and series is None:
