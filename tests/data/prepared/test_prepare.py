@@ -348,8 +348,12 @@ def test_worker_processes_of_loaders(dataset: ImageDataset, tmp_path: Path, meth
     assert torch.equal(found, images(data))
 
 
-def test_object_storage(dataset: ImageDataset, tmp_path: Path) -> None:
-    url = "memory://prepared-of-a-test"
+@pytest.mark.parametrize("place", ["memory", "s3"])
+def test_object_storage(
+    dataset: ImageDataset, tmp_path: Path, place: str, request: pytest.FixtureRequest
+) -> None:
+    where = "memory://" if place == "memory" else f"{request.getfixturevalue('storage').url}/"
+    url = f"{where}prepared-of-a-test"
     found = medimg.prepare(dataset, None, url)
     assert found.n_new == 6
     assert medimg.prepare(dataset, None, url).n_new == 0
