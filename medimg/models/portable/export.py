@@ -20,7 +20,8 @@ from medimg.io.files.atomic import atomic_path, hash_file
 from medimg.models.digest import model_digest
 from medimg.models.low_rank import merged_copy
 from medimg.models.portable.manifest import INPUT, KEY, Manifest
-from medimg.models.portable.onnx_file import MOST_BYTES
+from medimg.models.portable.onnx_classifier import OnnxClassifier
+from medimg.models.portable.onnx_file import MOST_BYTES, seal_file
 from medimg.models.portable.parity import check_parity, list_check_images
 from medimg.models.portable.portable_network import PortableNetwork, list_outputs
 from medimg.models.predict import check_calibration
@@ -63,8 +64,7 @@ def export_model(
     with atomic_path(file) as temporary:
         write = _write_onnx if suffix == ".onnx" else _write_program
         with _refuse_failure(model, suffix):
-            run = write(network, manifest, temporary)
-        parity = check_parity(own, run, images, most)
+            parity = check_parity(own, write(network, manifest, temporary), images, most)
         facts = manifest.to_dict() | {
             "file": file.name,
             "file_sha256": hash_file(temporary),
@@ -174,7 +174,13 @@ def _write_onnx(network: PortableNetwork, manifest: Manifest, path: Path) -> Run
     program.model.producer_name = "medimg"
     program.model.metadata_props[KEY] = manifest.to_json()
     program.save(path, external_data=False)
-    return _open_session(path, manifest)
+    seal_file(path)
+    try:
+        # as it will be used, so that no file is written which is refused
+        return OnnxClassifier(path)
+    except CheckpointError as error:
+        # the name without that of a temporary folder
+        raise CheckpointError(f"{manifest.backbone}: {str(error).replace(str(path), path.name)}") from error
 
 
 def _remove_traces(model: Any) -> None:
@@ -189,16 +195,6 @@ def _remove_traces(model: Any) -> None:
             value.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.metadata_props.clear()
-
-
-def _open_session(path: Path, manifest: Manifest) -> Run:
-    onnxruntime = _import_exporter("onnxruntime")
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-
-    def run(images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        return dict(zip(manifest.outputs, session.run(list(manifest.outputs), {INPUT: images}), strict=True))
-
-    return run
 
 
 def _write_program(network: PortableNetwork, manifest: Manifest, path: Path) -> Run:

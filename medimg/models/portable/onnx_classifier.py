@@ -23,7 +23,7 @@ from medimg.core.parallel import available_cores
 from medimg.core.progress import progress_bar
 from medimg.errors import CheckpointError, MissingDependencyError, PreprocessError, TrainingError, also
 from medimg.models.portable.manifest import INPUT, KEY, Manifest
-from medimg.models.portable.onnx_file import read_metadata, read_onnx
+from medimg.models.portable.onnx_file import check_seal, read_metadata, read_onnx
 from medimg.models.prediction.prediction_table import PredictionTable
 from medimg.models.prediction.scored_source import list_sources, resolve_sources
 from medimg.preprocessing.array_output import ArrayOutput
@@ -381,7 +381,9 @@ def _read_manifest(data: bytes) -> Manifest:
         raise CheckpointError(
             "it does not say that it is a model of medimg; expected a file written by model.export"
         )
-    return Manifest.from_json(metadata[KEY])
+    manifest = Manifest.from_json(metadata[KEY])
+    check_seal(data)
+    return manifest
 
 
 def _check_beside(file: Path, data: bytes) -> None:
@@ -406,14 +408,23 @@ def _check_beside(file: Path, data: bytes) -> None:
 def _open_session(onnxruntime: Any, file: Path, data: bytes, providers: list[Provider], threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = 4  # nothing: errors are raised
     try:
-        return onnxruntime.InferenceSession(data, options, providers=providers)
+        # it would print what fails, and take the CPU
+        session = onnxruntime.InferenceSession(data, options, providers=providers, enable_fallback=False)
     except MemoryError:
         raise
     # the exceptions of ONNX Runtime have no common base
     except Exception as error:
         raise CheckpointError(f"ONNX Runtime can't load {file}: {printable_error(error)}") from error
+    wanted = {one[0] if isinstance(one, tuple) else one for one in providers}
+    missing = sorted(wanted - set(session.get_providers()))
+    if missing:
+        raise TrainingError(
+            f"ONNX Runtime can't start {', '.join(missing)}; expected its driver and libraries: install "
+            "those that this version of onnxruntime needs, or leave it out"
+        )
+    return session
 
 
 def _check_interface(file: Path, session: Any, manifest: Manifest) -> None:
