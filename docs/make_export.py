@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,20 @@ def try_export(name: str, suffix: str) -> dict[str, Any]:
         return row | worst
 
 
+def import_libraries() -> None:
+    """Import what takes seconds once, not in each process."""
+    for name in (
+        "medimg.models.portable.export",
+        "onnxscript",
+        "sympy",
+        "timm",
+        "torch._dynamo",
+        "torchvision",
+    ):
+        if find_spec(name.partition(".")[0]) is not None:
+            import_module(name)
+
+
 def run_apart(name: str, suffix: str) -> dict[str, Any]:
     """Export a network in a process of its own."""
     context = multiprocessing.get_context("fork" if platform.system() == "Linux" else "spawn")
@@ -223,11 +238,13 @@ def run_apart(name: str, suffix: str) -> dict[str, Any]:
     process.start()
     theirs.close()
     row: dict[str, Any] = {"error": f"more than {LIMIT_CPU_S} s, or the process was ended"}
-    if ours.poll(LIMIT_S):
-        with suppress(EOFError):
-            row = ours.recv()
-    process.kill()
-    process.join()
+    try:
+        if ours.poll(LIMIT_S):
+            with suppress(EOFError):
+                row = ours.recv()
+    finally:
+        process.kill()
+        process.join()
     return {"name": name, "format": suffix} | row
 
 
@@ -301,9 +318,10 @@ def main(arguments: list[str] | None = None) -> None:
     for line in args.store.read_text().splitlines() if args.store.exists() else ():
         row = json.loads(line)
         rows.setdefault(row["name"], {})[row["format"]] = row
+    import_libraries()
     end = time.monotonic() + 60 * args.minutes
-    for name in list_networks():
-        if (args.only and name not in args.only) or not is_installed(name):
+    for name in args.only or list_networks():
+        if not is_installed(name):
             continue
         for suffix in FORMATS:
             if suffix in rows.get(name, {}) or time.monotonic() > end:

@@ -232,16 +232,36 @@ def _with_layer(layer: nn.Module) -> TransferClassifier:
     return model.eval()
 
 
+class _OwnOperator(nn.Module):
+    """A network with an operator that ONNX does not have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(x)
+
+
+class _FixedBatch(nn.Module):
+    """A network that does something else with a single image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[0] == 1 else x
+
+
 @pytest.mark.parametrize(
-    ("layer", "message"),
+    ("layer", "suffix", "message"),
     [
-        (_TracedOtherwise(), r"logits differ by up to 0\.\d+; expected at most 0\.0001"),
-        (_Branching(), "can't be"),
+        (_TracedOtherwise(), "pt2", r"logits differ by up to 0\.\d+; expected at most 0\.0001"),
+        (_FixedBatch(), "onnx", r"logits differ by up to 0\.\d+; expected at most 0\.0001"),
+        (_FixedBatch(), "pt2", r"logits differ by up to 0\.\d+; expected at most 0\.0001"),
+        (_Branching(), "onnx", r"can't be exported to \.onnx: .*data-dependent expression"),
+        (_Branching(), "pt2", r"can't be exported to \.pt2: .*data-dependent expression"),
+        (_OwnOperator(), "onnx", "No ONNX function found for .*bessel_j0"),
     ],
 )
-def test_what_predicts_otherwise_is_not_written(layer: nn.Module, message: str, tmp_path: Path) -> None:
+def test_what_predicts_otherwise_is_not_written(
+    layer: nn.Module, suffix: str, message: str, tmp_path: Path
+) -> None:
     model = _with_layer(layer)
-    before = tmp_path / "model.pt2"
+    before = tmp_path / f"model.{suffix}"
     before.write_text("former")
     with pytest.raises(CheckpointError, match=message):
         model.export(before)

@@ -15,7 +15,7 @@ import torch
 
 from medimg._validation import check_number, check_path, printable_error
 from medimg.core.content_hash import json_text
-from medimg.errors import CheckpointError, MissingDependencyError
+from medimg.errors import CheckpointError, MedimgError, MissingDependencyError
 from medimg.io.files.atomic import atomic_path, hash_file
 from medimg.models.digest import model_digest
 from medimg.models.low_rank import merged_copy
@@ -129,13 +129,21 @@ def _refuse_failure(model: TransferClassifier, suffix: str) -> Iterator[None]:
             # of deprecated functions that libraries call
             warnings.simplefilter("ignore")
             yield
-    except (CheckpointError, MemoryError):
+    except (MedimgError, MemoryError):
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{model.backbone_name} can't be exported to {suffix}: {printable_error(error)}; expected a "
-            "network without branches that depend on values; see the table of networks in the user guide"
+            f"{model.backbone_name} can't be exported to {suffix}: {printable_error(_find_cause(error))}; "
+            "expected a network of operators that the format has, without branches that depend on values; "
+            "the user guide has a table of networks"
         ) from error
+
+
+def _find_cause(error: Exception) -> Exception:
+    """Return the error behind those by which exporters say in which of their steps it happened."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
 
 
 @contextmanager

@@ -93,8 +93,10 @@ class OnnxClassifier:
     Raises
     ------
     CheckpointError
-        If the file is no exported model, is damaged, refers to other files, or is newer than this version;
-        or if ONNX Runtime can't run it.
+        If the file is no exported model, is damaged, was changed after the export, refers to other files, or
+        is newer than this version; or if ONNX Runtime can't run it.
+    TrainingError
+        If a provider is not installed, or does not start.
     MissingDependencyError
         If onnxruntime is not installed.
 
