@@ -236,7 +236,8 @@ class _OwnOperator(nn.Module):
     """A network with an operator that ONNX does not have."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.special.bessel_j0(x)
+        found: torch.Tensor = torch.special.bessel_j0(x)
+        return found
 
 
 class _FixedBatch(nn.Module):
