@@ -156,6 +156,27 @@ def test_sources_that_fail(exported: Exported, tmp_path: Path) -> None:
         model.predict(intensities((3, 32, 32)))
 
 
+def test_the_example(exported: Exported, tmp_path: Path) -> None:
+    example = Path(medimg.__file__).parents[1] / "examples" / "onnx_prediction.py"
+    if not example.is_file():
+        pytest.skip("the examples are not installed")
+    (tmp_path / "damaged.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    arguments = [str(exported.path), str(exported.series), str(tmp_path / "damaged.dcm")]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(example), *arguments, "--output", str(tmp_path / "table.csv")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    expected = exported.model.predict(exported.series)
+    assert done.returncode == 1
+    assert f"{exported.series}: {expected['predicted'][0]} (a {expected['p_a'][0]:.3f}, b " in done.stdout
+    assert f"{tmp_path / 'damaged.dcm'}: " in done.stdout
+    assert "1 series in " in done.stdout
+    table = pd.read_csv(tmp_path / "table.csv")
+    np.testing.assert_allclose(table["p_a"][0], expected["p_a"][0], atol=2e-6)
+
+
 def test_arrays(exported: Exported) -> None:
     model = OnnxClassifier(exported.path)
     assert set(model(intensities((2, 5, 3, 32, 32)))) == {"logits", "probabilities", "ood", "weights"}
