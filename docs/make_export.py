@@ -199,7 +199,8 @@ def try_export(name: str, suffix: str) -> dict[str, Any]:
             images = np.concatenate([model.preprocess.render_array(one) for one in given])
             row["spread"] = prepare(model, images)
             began = time.process_time()
-            path = model.export(Path(folder) / f"model.{suffix}", check=given[:3])
+            # random networks amplify what single precision rounds
+            path = model.export(Path(folder) / f"model.{suffix}", check=given[::5], tolerance=1e-3)
         except MedimgError as error:
             left = [one.name for one in Path(folder).iterdir() if one.is_file()]
             return row | {"error": f"{type(error).__name__}: {error}", "left": left}

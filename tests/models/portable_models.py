@@ -21,8 +21,6 @@ NETWORK = "portable"
 ENCODER = "portable_encoder"
 RECIPE = Preprocess(size=32, window="percentile")
 GRAY = Preprocess(size=(32, 24), window="percentile", channels="single", mean=0.4, std=0.2)
-#: Standard deviation of the logits of :func:`strengthen` over images.
-SPREAD = 3.0
 CURVE = ((-3.0, -0.5, 0.25, 2.0), (-2.0, -0.75, -0.25, 1.5))
 
 
@@ -121,9 +119,9 @@ def make_detector(features: int) -> MahalanobisDetector:
     return MahalanobisDetector.fit(rows, np.arange(60) % 2, held_out)
 
 
-def strengthen(model: TransferClassifier, images: NDArray[np.float32]) -> float:
+def strengthen(model: TransferClassifier, images: NDArray[np.float32], *, deviation: float = 3.0) -> float:
     """
-    Let all layers of a random network matter, and logits differ by several units between images (N, C, H, W).
+    Let all layers of a random network matter, and logits have a standard deviation over images (N, C, H, W).
 
     Return the spread of its embeddings over the images, as a fraction of their size: of embeddings that are
     nearly equal, logits amplify what single precision rounds.
@@ -138,7 +136,7 @@ def strengthen(model: TransferClassifier, images: NDArray[np.float32]) -> float:
         bags = inputs if model.pool == "none" else inputs[:, None]
         embeddings = torch.cat([model.eval().embed(one[None]) for one in bags])
         weight = torch.randn(len(model.classes), embeddings.shape[1], generator=generator)
-        weight *= SPREAD / (embeddings @ weight.T).std(dim=0)[:, None]
+        weight *= deviation / (embeddings @ weight.T).std(dim=0)[:, None]
         model.head.weight.copy_(weight.reshape(model.head.weight.shape))
         assert model.head.bias is not None
         model.head.bias.copy_(-(embeddings @ weight.T).mean(dim=0))
@@ -153,9 +151,12 @@ def _activate(module: nn.Module, key: str, value: torch.Tensor, generator: torch
     noise = torch.randn(value.shape, generator=generator)
     if value.numel() == 1 or float(value.std()) <= 1e-12:
         is_matrix = value.ndim > 1 and inputs > 1
-        value.copy_(noise * inputs**-0.5 if is_matrix else value.clamp_min(0.2) + 0.1 * noise)
+        scale = torch.where(value == 0, 0.0, value.clamp_min(0.2))
+        value.copy_(noise * inputs**-0.5 if is_matrix else scale + 0.05 * noise)
     elif isinstance(module, nn.Linear | nn.Conv2d) and key == "weight":
-        value.mul_(inputs**-0.5 / value.std())
+        # most convolutions have a ReLU behind them, which takes half of the signal
+        gain = 2**0.5 if isinstance(module, nn.Conv2d) else 1.0
+        value.mul_(gain * inputs**-0.5 / value.std())
 
 
 def _fit_statistics(network: nn.Module, inputs: torch.Tensor) -> None:

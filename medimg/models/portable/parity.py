@@ -73,29 +73,32 @@ def check_parity(
     """
     Return how many images were compared, and the largest difference of each output.
 
-    Logits may differ by the tolerance, times the largest logit if that is above 1, and probabilities and the
+    Logits may differ by the tolerance, times the largest of all if that is above 1, and probabilities and the
     weights of slices by the tolerance; CheckpointError if they differ by more.
     """
     worst: dict[str, float] = {}
-    for batch in _make_batches(images, model.pool):
-        expected, found = compute_outputs(model, batch), run(batch)
+    compared = [(compute_outputs(model, batch), run(batch)) for batch in _make_batches(images, model.pool)]
+    # of all images: a small logit can be the difference of large numbers, and is no more exact than they are
+    largest = max(1.0, *(float(np.abs(expected["logits"]).max()) for expected, _ in compared))
+    for expected, found in compared:
         for name, values in expected.items():
             if found[name].shape != values.shape:
                 raise CheckpointError(
                     f"the exported network gives {name} of shape {found[name].shape}, the model "
                     f"{values.shape}: its axes are not of any length"
                 )
-            scale = max(1.0, float(np.abs(values).max())) if name == "logits" else 1.0
+            scale = largest if name == "logits" else 1.0
             difference = float(np.abs(found[name].astype(np.float64) - values).max()) / scale
             worst[name] = max(worst.get(name, 0.0), difference)
             most = {"ood": _PERCENTILES, "weights": _MAXIMA if model.pool == "max" else tolerance}.get(
                 name, tolerance
             )
+            hint = ", or a larger tolerance=" if most == tolerance else ""
             # not a number is no agreement either
             if not difference <= most:
                 raise CheckpointError(
                     f"the exported network does not predict what the model does: {name} differ by up to "
-                    f"{difference:.2g}; expected at most {most:g}; nothing was written"
+                    f"{difference:.3g}; expected at most {most:g}{hint}; nothing was written"
                 )
     return {"images": sum(map(len, images)), "differences": worst, "tolerance": tolerance}
 
