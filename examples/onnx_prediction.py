@@ -24,7 +24,7 @@ def main() -> None:
     table = model.predict(args.scans, on_error="collect", provenance=True)
     seconds = time.perf_counter() - start
     for row in table.to_dict("records"):
-        if row["error"]:
+        if isinstance(row["error"], str):
             print(f"{row['source']}: {row['error']}")
             continue
         scores = ", ".join(f"{name} {row[f'p_{name}']:.3f}" for name in model.classes)

@@ -565,8 +565,8 @@ class TransferClassifier(Freezable):
             Images on which the file is run and compared with the model, up to 40 slices of five sources; by
             default those of a synthetic CT. Images of your own show more.
         tolerance : float
-            Largest difference of a logit (relative to the largest one if that is above 1), and of a
-            probability.
+            Largest difference of a logit (relative to the largest one if that is above 1), of a probability,
+            and of the weight of a slice.
 
         Returns
         -------

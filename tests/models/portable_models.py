@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,61 @@ def make_detector(features: int) -> MahalanobisDetector:
     return MahalanobisDetector.fit(rows, np.arange(60) % 2, held_out)
 
 
+def strengthen(model: TransferClassifier, images: NDArray[np.float32], *, deviation: float = 3.0) -> float:
+    """
+    Let all layers of a random network matter, and logits have a standard deviation over images (N, C, H, W).
+
+    Return the spread of its embeddings over the images, as a fraction of their size: of embeddings that are
+    nearly equal, logits amplify what single precision rounds.
+    """
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in model.backbone.modules():
+            for key, value in module.named_parameters(recurse=False):
+                _activate(module, key, value, generator)
+        inputs = model.preprocess.normalize(torch.from_numpy(images))
+        _fit_statistics(model.backbone, inputs)
+        bags = inputs if model.pool == "none" else inputs[:, None]
+        embeddings = torch.cat([model.eval().embed(one[None]) for one in bags])
+        weight = torch.randn(len(model.classes), embeddings.shape[1], generator=generator)
+        weight *= deviation / (embeddings @ weight.T).std(dim=0)[:, None]
+        model.head.weight.copy_(weight.reshape(model.head.weight.shape))
+        assert model.head.bias is not None
+        model.head.bias.copy_(-(embeddings @ weight.T).mean(dim=0))
+    return float(embeddings.std(dim=0).norm() / embeddings.norm(dim=1).mean())
+
+
+def _activate(module: nn.Module, key: str, value: torch.Tensor, generator: torch.Generator) -> None:
+    """Scale weights so that signals keep their size, and replace constants, such as scales of 0 or 1e-6."""
+    if not value.numel():
+        return
+    inputs = value[0].numel() if value.ndim > 1 else 1
+    noise = torch.randn(value.shape, generator=generator)
+    if value.numel() == 1 or float(value.std()) <= 1e-12:
+        is_matrix = value.ndim > 1 and inputs > 1
+        scale = torch.where(value == 0, 0.0, value.clamp_min(0.2))
+        value.copy_(noise * inputs**-0.5 if is_matrix else scale + 0.05 * noise)
+    elif isinstance(module, nn.Linear | nn.Conv2d) and key == "weight":
+        # most convolutions have a ReLU behind them, which takes half of the signal
+        gain = 2**0.5 if isinstance(module, nn.Conv2d) else 1.0
+        value.mul_(gain * inputs**-0.5 / value.std())
+
+
+def _fit_statistics(network: nn.Module, inputs: torch.Tensor) -> None:
+    """Set the statistics of batch normalization to those of the images."""
+    norms = [m for m in network.eval().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for module in norms:
+        module.reset_running_stats()
+        module.momentum = None  # the mean of all batches
+        module.train()
+    if norms:
+        network(inputs)
+    for module, momentum in zip(norms, momenta, strict=True):
+        module.momentum = momentum
+        module.eval()
+
+
 def make_ensemble(**fields: Any) -> Ensemble:
     """Two members with different calibrations, and a calibration of their mean."""
     task = fields.get("task", "multiclass")
@@ -126,6 +182,32 @@ def make_ensemble(**fields: Any) -> Ensemble:
     ensemble = Ensemble(members)
     calibrate(ensemble, "platt" if task == "multilabel" else "isotonic", detector=True)
     return ensemble
+
+
+#: Models of all kinds, in evaluation mode.
+MODELS: dict[str, Callable[[], TransferClassifier]] = {
+    "images": lambda: portable_model(backbone=ENCODER),
+    "attention": lambda: calibrate(
+        portable_model(pool="attention", classes=("a", "b", "c")), "vector", detector=True
+    ),
+    "max, labels": lambda: calibrate(
+        portable_model(pool="max", task="multilabel", classes=("x", "y", "z")), "platt", detector=True
+    ),
+    "one channel": lambda: calibrate(
+        portable_model(preprocess=GRAY, in_channels=1, classes=("a", "b", "c")),
+        "isotonic",
+        unit="image",
+        detector=True,
+    ),
+    "ensemble": lambda: make_ensemble(pool="mean"),
+}
+
+
+def blurred(count: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Images (count, C, H, W) that differ in more than noise."""
+    coarse = torch.from_numpy(intensities((count, shape[0], 5, 5)))
+    fine = nn.functional.interpolate(coarse, shape[1:], mode="bicubic").clamp(0, 1)
+    return fine.numpy()
 
 
 def intensities(shape: tuple[int, ...], seed: int = 0) -> NDArray[np.float32]:

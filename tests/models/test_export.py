@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from pathlib import Path
@@ -14,19 +15,21 @@ from numpy.typing import NDArray
 from torch import nn
 
 import medimg
-from medimg import TransferClassifier
+from medimg import OnnxClassifier, TransferClassifier
 from medimg.calibration.logit_map import LogitMap
 from medimg.errors import CheckpointError, MissingDependencyError, TrainingError
 from medimg.models.backbones import registry
 from medimg.models.low_rank import add_adapters, has_adapters
 from medimg.models.pooling import slice_weights
 from medimg.models.portable import export as export_module
+from medimg.models.portable.onnx_file import read_metadata, seal_file
+from medimg.models.portable.parity import check_parity, list_check_images
 from medimg.models.portable.portable_network import CalibrationLayer, DetectorLayer, PortableNetwork
 from medimg.models.probabilities import model_probabilities
 from tests.models.networks import SMALLEST, network
 from tests.models.portable_models import (
-    ENCODER,
-    GRAY,
+    MODELS,
+    blurred,
     calibrate,
     calibration_fields,
     intensities,
@@ -34,10 +37,12 @@ from tests.models.portable_models import (
     make_ensemble,
     portable_model,
     register,
+    strengthen,
 )
 from tests.sampling import SLOW
 
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
+onnx_ir = pytest.importorskip("onnx_ir", reason="a dependency of onnxscript")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -63,21 +68,6 @@ def run(path: Path, images: NDArray[np.float32]) -> dict[str, Any]:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_outputs()]
     return dict(zip(names, session.run(names, {"images": images}), strict=True))
-
-
-MODELS = {
-    "images": lambda: portable_model(backbone=ENCODER),
-    "attention": lambda: calibrate(
-        portable_model(pool="attention", classes=("a", "b", "c")), "vector", detector=True
-    ),
-    "max, labels": lambda: calibrate(
-        portable_model(pool="max", task="multilabel", classes=("x", "y", "z")), "platt", detector=True
-    ),
-    "one channel": lambda: calibrate(
-        portable_model(preprocess=GRAY, in_channels=1, classes=("a", "b", "c")), "isotonic"
-    ),
-    "ensemble": lambda: make_ensemble(pool="mean"),
-}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -242,16 +232,37 @@ def _with_layer(layer: nn.Module) -> TransferClassifier:
     return model.eval()
 
 
+class _OwnOperator(nn.Module):
+    """A network with an operator that ONNX does not have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = torch.special.bessel_j0(x)
+        return found
+
+
+class _FixedBatch(nn.Module):
+    """A network that does something else with a single image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[0] == 1 else x
+
+
 @pytest.mark.parametrize(
-    ("layer", "message"),
+    ("layer", "suffix", "message"),
     [
-        (_TracedOtherwise(), r"logits differ by up to 0\.\d+; expected at most 0\.0001"),
-        (_Branching(), "can't be"),
+        (_TracedOtherwise(), "pt2", r"logits differ by up to 0\.\d+; expected at most 0\.0001"),
+        (_FixedBatch(), "onnx", r"logits differ by up to 0\.\d+; expected at most 0\.0001"),
+        (_FixedBatch(), "pt2", r"logits differ by up to 0\.\d+; expected at most 0\.0001"),
+        (_Branching(), "onnx", r"can't be exported to \.onnx: .*data-dependent expression"),
+        (_Branching(), "pt2", r"can't be exported to \.pt2: .*data-dependent expression"),
+        (_OwnOperator(), "onnx", "No ONNX function found for .*bessel_j0"),
     ],
 )
-def test_what_predicts_otherwise_is_not_written(layer: nn.Module, message: str, tmp_path: Path) -> None:
+def test_what_predicts_otherwise_is_not_written(
+    layer: nn.Module, suffix: str, message: str, tmp_path: Path
+) -> None:
     model = _with_layer(layer)
-    before = tmp_path / "model.pt2"
+    before = tmp_path / f"model.{suffix}"
     before.write_text("former")
     with pytest.raises(CheckpointError, match=message):
         model.export(before)
@@ -299,14 +310,99 @@ def test_bad_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("pool", ["none", "attention"])
+def test_the_check_notices_wrong_numbers(pool: str, tmp_path: Path) -> None:
+    model = portable_model(pool=pool, classes=("a", "b", "c"))
+    with torch.no_grad():
+        model.head.weight.mul_(0.2)  # probabilities that are neither 0 nor 1
+        if model.attention is not None:
+            nn.init.normal_(model.attention.score.weight)
+    # without a detector, whose scores are 1 for any image that is unlike those of the training
+    calibrate(model, "vector")
+    content = onnx.load(model.export(tmp_path / "model.onnx"))
+    own = export_module._copy_to_cpu(model)
+    images = list_check_images(own, None)
+    weights = [one for one in content.graph.initializer if one.data_type == onnx.TensorProto.FLOAT]
+    noticed = 0
+    path = tmp_path / "changed.onnx"
+    for weight in weights:
+        before = onnx.numpy_helper.to_array(weight)
+        weight.CopyFrom(onnx.numpy_helper.from_array(before * np.float32(1.5), weight.name))
+        path.write_bytes(content.SerializeToString())
+        seal_file(path)
+        weight.CopyFrom(onnx.numpy_helper.from_array(before, weight.name))
+        try:
+            check_parity(own, OnnxClassifier(path), images, 1e-4)
+            print("unnoticed:", weight.name, before.shape)
+        except CheckpointError:
+            noticed += 1
+    # the bias of attention's last layer is the same for all slices
+    assert noticed == len(weights) - (pool == "attention")
+    assert noticed >= 8
+
+
+def test_a_wrong_number_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter = torch.onnx.export
+
+    def export_wrongly(*args: Any, **options: Any) -> Any:
+        program: Any = exporter(*args, **options)
+        tensor = max(program.model.graph.initializers.values(), key=lambda one: one.const_value.size)
+        tensor.const_value = onnx_ir.tensor(tensor.const_value.numpy() * np.float32(1.03))
+        return program
+
+    monkeypatch.setattr(torch.onnx, "export", export_wrongly)
+    with pytest.raises(CheckpointError, match="does not predict what the model does: logits differ"):
+        portable_model().export(tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_could_not_be_used_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = torch.onnx.export
+
+    def export_fixed(*args: Any, **options: Any) -> Any:
+        return exporter(*args, **(options | {"dynamic_shapes": None}))
+
+    monkeypatch.setattr(torch.onnx, "export", export_fixed)
+    with pytest.raises(CheckpointError, match=r"^portable: model\.onnx has the inputs .* expected images of"):
+        portable_model().export(tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_description_is_the_same_twice(tmp_path: Path) -> None:
+    model = calibrate(portable_model(pool="mean"), "platt", detector=True)
+    path = model.export(tmp_path / "model.onnx")
+    beside = json.loads((tmp_path / "model.json").read_text())
+    assert beside.pop("file") == "model.onnx"
+    assert beside.pop("file_sha256") == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert beside.pop("parity")["images"] == 7
+    assert json.loads(read_metadata(path.read_bytes())["medimg"]) == beside
+    read = {one.key: one.value for one in onnx.load(path).metadata_props}
+    assert json.loads(read["medimg"]) == beside
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not SLOW, reason="all networks: set MEDIMG_SLOW=1")
 @pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
 @pytest.mark.parametrize("name", sorted(SMALLEST))
-def test_families_agree(name: str, tmp_path: Path) -> None:
-    model = network(name).eval()
-    path = model.export(tmp_path / "model.onnx")
-    for count in (1, 5):
-        images = intensities((count, *model.preprocess.image_shape))
-        logits, _ = reference(model, images)
-        np.testing.assert_allclose(run(path, images)["logits"], logits, atol=1e-4)
+def test_families_agree(name: str, suffix: str, tmp_path: Path) -> None:
+    model = network(name)
+    # with those of the check: networks explode on images that are unlike those of their statistics
+    images = np.concatenate([blurred(33, model.preprocess.image_shape), *list_check_images(model, None)])
+    assert strengthen(model, images, deviation=1.0) > 0.05
+    path = model.export(tmp_path / f"model.{suffix}")
+    program = torch.export.load(path).module() if suffix == "pt2" else None
+    largest = np.abs(reference(model, images)[0]).max()
+    assert largest > 1.5
+    for count in (1, 7, 40):
+        logits, probabilities = reference(model, images[:count])
+        if program is None:
+            found = run(path, images[:count])
+        else:
+            results = program(torch.from_numpy(images[:count]))
+            found = dict(zip(("logits", "probabilities"), results, strict=True))
+        # some differ by as much from themselves, in batches of 1 and of 40
+        np.testing.assert_allclose(found["logits"], logits, rtol=0, atol=1e-4 * largest)
+        np.testing.assert_allclose(found["probabilities"], probabilities, rtol=0, atol=1e-4)

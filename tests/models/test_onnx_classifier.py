@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,17 @@ import medimg
 from medimg import OnnxClassifier, TransferClassifier
 from medimg.errors import CheckpointError, MedimgError, MedimgWarning, PreprocessError, TrainingError
 from medimg.models.backbones import registry
-from medimg.models.portable.manifest import Manifest
-from medimg.models.portable.onnx_file import read_metadata
+from medimg.models.portable.onnx_file import read_metadata, seal_file
+from medimg.models.training_distribution import TrainingDistribution
 from medimg.phantom import Identity, chest_ct, write_ct_series
-from tests.models.portable_models import calibrate, intensities, portable_model, register
+from tests.models.portable_models import MODELS, calibrate, intensities, portable_model, register
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 _WITHOUT_TORCH = """
+import json
 import sys
 
 # torch, and what the user guide says is not needed
@@ -41,11 +43,13 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 import medimg
 
-model = medimg.OnnxClassifier(sys.argv[1])
-for unit in ("series", "image"):
-    table = model.predict(sys.argv[2], unit=unit, provenance=True)
-    table.to_json(f"{sys.argv[3]}/{unit}.json", orient="split", double_precision=15)
-print(model.predict_proba(sys.argv[2]).shape)
+folder, source = sys.argv[1:]
+for name in json.loads(sys.stdin.read()):
+    model = medimg.OnnxClassifier(f"{folder}/{name}.onnx")
+    for unit in ("series", "image"):
+        table = model.predict(source, unit=unit, provenance=True)
+        table.to_json(f"{folder}/{name}.{unit}.json", orient="split", double_precision=15)
+    print(model.predict_proba(source).shape)
 assert "torch" not in sys.modules
 """
 
@@ -79,28 +83,45 @@ def assert_same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
             assert found[name].tolist() == expected[name].tolist(), name
 
 
-def test_the_table_is_that_of_the_model_without_torch(exported: Exported, tmp_path: Path) -> None:
-    arguments = [str(exported.path), str(exported.series), str(tmp_path)]
+def predict(model: Any, *args: Any, **options: Any) -> tuple[pd.DataFrame, list[str]]:
+    """A table, and the warnings."""
+    with warnings.catch_warnings(record=True, action="always", category=MedimgWarning) as caught:
+        table = model.predict(*args, **options)
+    return table, [str(one.message) for one in caught]
+
+
+def test_tables_are_those_of_the_models_without_torch(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_OWN", {})
+    register()
+    models = {name: make() for name, make in MODELS.items()}
+    models["max, labels"].training_ranges = TrainingDistribution(1, modalities=("MR",))
+    for name, model in models.items():
+        model.export(tmp_path / f"{name}.onnx")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _WITHOUT_TORCH, *arguments],
+        [sys.executable, "-W", "ignore", "-c", _WITHOUT_TORCH, str(tmp_path), str(exported.series)],
+        input=json.dumps(list(models)),
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "(1, 3)"
-    for unit in ("series", "image"):
-        read = pd.read_json(tmp_path / f"{unit}.json", orient="split", precise_float=True)
-        with pytest.warns(MedimgWarning) if unit == "image" else _nothing():
-            expected = exported.model.predict(exported.series, unit=unit, provenance=True)
-        assert len(read) == (1 if unit == "series" else 7)
-        assert_same(read, expected)
-
-
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
+    assert done.stdout.split("\n")[:-1] == [f"(1, {len(model.classes)})" for model in models.values()]
+    columns = set()
+    for name, model in models.items():
+        here = OnnxClassifier(tmp_path / f"{name}.onnx")
+        for unit in ("series", "image"):
+            expected, warned = predict(model, exported.series, unit=unit, provenance=True)
+            assert len(expected) == (1 if unit == "series" else 7)
+            read = pd.read_json(tmp_path / f"{name}.{unit}.json", orient="split", precise_float=True)
+            assert_same(read, expected)
+            found, also_warned = predict(here, exported.series, unit=unit, provenance=True)
+            assert_same(found, expected)
+            assert also_warned == warned
+            assert found.attrs == expected.attrs
+            columns |= set(expected.columns)
+    assert columns >= {"predicted", "flagged", "set", "ood", "unlike", "weight", "model", "recipe"}
 
 
 def test_facts(exported: Exported) -> None:
@@ -135,6 +156,27 @@ def test_sources_that_fail(exported: Exported, tmp_path: Path) -> None:
         model.predict(intensities((3, 32, 32)))
 
 
+def test_the_example(exported: Exported, tmp_path: Path) -> None:
+    example = Path(medimg.__file__).parents[1] / "examples" / "onnx_prediction.py"
+    if not example.is_file():
+        pytest.skip("the examples are not installed")
+    (tmp_path / "damaged.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    arguments = [str(exported.path), str(exported.series), str(tmp_path / "damaged.dcm")]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(example), *arguments, "--output", str(tmp_path / "table.csv")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    expected = exported.model.predict(exported.series)
+    assert done.returncode == 1
+    assert f"{exported.series}: {expected['predicted'][0]} (a {expected['p_a'][0]:.3f}, b " in done.stdout
+    assert f"{tmp_path / 'damaged.dcm'}: " in done.stdout
+    assert "1 series in " in done.stdout
+    table = pd.read_csv(tmp_path / "table.csv")
+    np.testing.assert_allclose(table["p_a"][0], expected["p_a"][0], atol=2e-6)
+
+
 def test_arrays(exported: Exported) -> None:
     model = OnnxClassifier(exported.path)
     assert set(model(intensities((2, 5, 3, 32, 32)))) == {"logits", "probabilities", "ood", "weights"}
@@ -155,6 +197,19 @@ def test_providers(exported: Exported) -> None:
             OnnxClassifier(exported.path, providers=wrong)
     with pytest.raises(TrainingError, match="threads"):
         OnnxClassifier(exported.path, threads=0)
+
+
+def test_a_provider_that_does_not_start(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    # as where it is built in, and its libraries are missing
+    there = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
+    with (
+        warnings.catch_warnings(action="ignore", category=UserWarning),
+        pytest.raises(TrainingError, match="can't start CUDAExecutionProvider"),
+    ):
+        OnnxClassifier(exported.path, providers=there)
 
 
 def _change_metadata(change: Callable[[dict[str, Any]], Any]) -> Callable[[Any], None]:
@@ -233,9 +288,58 @@ def test_manipulated_files(name: str, exported: Exported, tmp_path: Path) -> Non
     model = onnx.load(exported.path)
     change(model)
     path = tmp_path / "model.onnx"
-    path.write_bytes(model.SerializeToString())
+    # by somebody who knows how files are sealed
+    write_sealed(path, model.SerializeToString())
     with pytest.raises(CheckpointError, match=message):
         OnnxClassifier(path)
+
+
+def write_sealed(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    seal_file(path)
+
+
+@pytest.mark.parametrize("what", ["threshold", "weights", "seal", "end"])
+def test_changed_files_are_noticed(what: str, exported: Exported, tmp_path: Path) -> None:
+    content = exported.path.read_bytes()
+    changed = {
+        "threshold": content.replace(b'"threshold": 0.4', b'"threshold": 0.9'),
+        "weights": flip_weight(exported.path),
+        "seal": content[:-1] + (b"1" if content[-1:] == b"0" else b"0"),
+        "end": content + b"\x72\x02\x0a\x00",  # an empty entry of the metadata
+    }[what]
+    assert changed != content
+    path = tmp_path / "model.onnx"
+    path.write_bytes(changed)
+    with pytest.raises(CheckpointError, match="is not the one that it states"):
+        OnnxClassifier(path)
+    # they are models nevertheless
+    onnx.checker.check_model(onnx.load(path))
+
+
+def flip_weight(path: Path) -> bytes:
+    """Return the content of a file with one bit of a weight changed."""
+    content = bytearray(path.read_bytes())
+    tensor = max(onnx.load(path).graph.initializer, key=lambda one: len(one.raw_data)).raw_data
+    content[content.index(tensor) + 3] ^= 1
+    return bytes(content)
+
+
+@pytest.mark.parametrize("high", [1, 7])
+def test_numbers_of_fields_that_other_parsers_cut(high: int, exported: Exported) -> None:
+    content = exported.path.read_bytes()
+    assert read_metadata(content + varint(14 << 3 | 2) + b"\0")
+    # 32 bits are left of it: a tensor's data in another file could be hidden like this
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_metadata(content + varint(high << 32 | 14 << 3 | 2) + b"\0")
+
+
+def varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])
 
 
 def test_damaged_files(exported: Exported, tmp_path: Path) -> None:
@@ -261,30 +365,43 @@ def test_damaged_files(exported: Exported, tmp_path: Path) -> None:
         OnnxClassifier(tmp_path / "missing.onnx")
 
 
-def test_random_damage_is_no_other_error(exported: Exported) -> None:
-    content = bytearray(exported.path.read_bytes())
+def test_random_damage_is_no_other_error(
+    exported: Exported, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = exported.path.read_bytes()
+    path = tmp_path / "model.onnx"
+    images = intensities((1, 3, *exported.model.preprocess.image_shape))
     generator = np.random.default_rng(1)
     refused = 0
-    for _ in range(300):
-        changed = bytearray(content)
+    for n in range(300):
+        write_sealed(path, damage(content, n % 4, generator))
+        try:
+            OnnxClassifier(path, threads=1)(images)
+        except MedimgError:
+            refused += 1
+    assert 100 < refused < 300
+    # ONNX Runtime says nothing that is not in the error
+    assert capfd.readouterr() == ("", "")
+
+
+def damage(content: bytes, how: int, generator: np.random.Generator) -> bytes:
+    changed = bytearray(content)
+    first, last = sorted(int(n) for n in generator.integers(0, len(content), 2))
+    if how == 0:
+        del changed[first:]
+    elif how == 1:
         for position in generator.integers(0, len(content), 5):
             changed[position] = generator.integers(256)
-        try:
-            metadata = read_metadata(bytes(changed))
-            if "medimg" in metadata:
-                Manifest.from_json(metadata["medimg"])
-        except CheckpointError:
-            refused += 1
-    assert refused > 3
+    elif how == 2:
+        changed[first] ^= 1 << int(generator.integers(8))
+    else:
+        changed[last:last] = changed[first : first + 100]
+    return bytes(changed)
 
 
 def test_the_file_beside(exported: Exported, tmp_path: Path) -> None:
-    content = bytearray(exported.path.read_bytes())
-    # a weight that changes by one bit
-    tensor = max(onnx.load(exported.path).graph.initializer, key=lambda one: len(one.raw_data)).raw_data
-    content[content.index(tensor) + 3] ^= 1
     path, beside = tmp_path / "model.onnx", tmp_path / "model.json"
-    path.write_bytes(content)
+    write_sealed(path, flip_weight(exported.path))
     beside.write_bytes(exported.path.with_suffix(".json").read_bytes())
     with pytest.raises(CheckpointError, match="its SHA-256 differs"):
         OnnxClassifier(path)

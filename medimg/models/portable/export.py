@@ -16,13 +16,14 @@ import torch
 
 from medimg._validation import check_number, printable_error
 from medimg.core.content_hash import json_text
-from medimg.errors import CheckpointError, MissingDependencyError
+from medimg.errors import CheckpointError, MedimgError, MissingDependencyError
 from medimg.io.files.atomic import hash_file
 from medimg.io.files.output import atomic_output, check_target, replace_suffix
 from medimg.models.digest import model_digest
 from medimg.models.low_rank import merged_copy
 from medimg.models.portable.manifest import INPUT, KEY, Manifest
-from medimg.models.portable.onnx_file import MOST_BYTES
+from medimg.models.portable.onnx_classifier import OnnxClassifier
+from medimg.models.portable.onnx_file import MOST_BYTES, seal_file
 from medimg.models.portable.parity import check_parity, list_check_images
 from medimg.models.portable.portable_network import PortableNetwork, list_outputs
 from medimg.models.predict import check_calibration
@@ -67,8 +68,7 @@ def export_model(
         with atomic_output(file) as temporary:
             write = _write_onnx if suffix == ".onnx" else _write_program
             with _refuse_failure(model, suffix):
-                run = write(network, manifest, temporary)
-            parity = check_parity(own, run, images, most)
+                parity = check_parity(own, write(network, manifest, temporary), images, most)
             facts = manifest.to_dict() | {
                 "file": name,
                 "file_sha256": hash_file(temporary),
@@ -132,13 +132,21 @@ def _refuse_failure(model: TransferClassifier, suffix: str) -> Iterator[None]:
             # of deprecated functions that libraries call
             warnings.simplefilter("ignore")
             yield
-    except (CheckpointError, MemoryError):
+    except (MedimgError, MemoryError):
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{model.backbone_name} can't be exported to {suffix}: {printable_error(error)}; expected a "
-            "network without branches that depend on values; see the table of networks in the user guide"
+            f"{model.backbone_name} can't be exported to {suffix}: {printable_error(_find_cause(error))}; "
+            "expected a network of operators that the format has, without branches that depend on values; "
+            "the user guide has a table of networks"
         ) from error
+
+
+def _find_cause(error: Exception) -> Exception:
+    """Return the error behind those by which exporters say in which of their steps it happened."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
 
 
 @contextmanager
@@ -177,7 +185,13 @@ def _write_onnx(network: PortableNetwork, manifest: Manifest, path: Path) -> Run
     program.model.producer_name = "medimg"
     program.model.metadata_props[KEY] = manifest.to_json()
     program.save(path, external_data=False)
-    return _open_session(path, manifest)
+    seal_file(path)
+    try:
+        # as it will be used, so that no file is written which is refused
+        return OnnxClassifier(path)
+    except CheckpointError as error:
+        # the name without that of a temporary folder
+        raise CheckpointError(f"{manifest.backbone}: {str(error).replace(str(path), path.name)}") from error
 
 
 def _remove_traces(model: Any) -> None:
@@ -192,16 +206,6 @@ def _remove_traces(model: Any) -> None:
             value.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.metadata_props.clear()
-
-
-def _open_session(path: Path, manifest: Manifest) -> Run:
-    onnxruntime = _import_exporter("onnxruntime")
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-
-    def run(images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        return dict(zip(manifest.outputs, session.run(list(manifest.outputs), {INPUT: images}), strict=True))
-
-    return run
 
 
 def _write_program(network: PortableNetwork, manifest: Manifest, path: Path) -> Run:

@@ -25,7 +25,7 @@ from medimg.errors import CheckpointError, MissingDependencyError, PreprocessErr
 from medimg.io.files.local_copy import local_copy
 from medimg.io.files.object_storage import check_location, show_location
 from medimg.models.portable.manifest import INPUT, KEY, Manifest
-from medimg.models.portable.onnx_file import MOST_BYTES, read_metadata, read_onnx
+from medimg.models.portable.onnx_file import MOST_BYTES, check_seal, read_metadata, read_onnx
 from medimg.models.prediction.prediction_table import PredictionTable
 from medimg.models.prediction.scored_source import list_sources, resolve_sources
 from medimg.preprocessing.array_output import ArrayOutput
@@ -95,8 +95,10 @@ class OnnxClassifier:
     Raises
     ------
     CheckpointError
-        If the file is no exported model, is damaged, refers to other files, or is newer than this version;
-        or if ONNX Runtime can't run it.
+        If the file is no exported model, is damaged, was changed after the export, refers to other files, or
+        is newer than this version; or if ONNX Runtime can't run it.
+    TrainingError
+        If a provider is not installed, or does not start.
     MissingDependencyError
         If onnxruntime is not installed.
 
@@ -385,7 +387,9 @@ def _read_manifest(data: bytes) -> Manifest:
         raise CheckpointError(
             "it does not say that it is a model of medimg; expected a file written by model.export"
         )
-    return Manifest.from_json(metadata[KEY])
+    manifest = Manifest.from_json(metadata[KEY])
+    check_seal(data)
+    return manifest
 
 
 def _check_beside(file: Path, data: bytes, name: str) -> None:
@@ -410,14 +414,23 @@ def _check_beside(file: Path, data: bytes, name: str) -> None:
 def _open_session(onnxruntime: Any, file: str, data: bytes, providers: list[Provider], threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = 4  # nothing: errors are raised
     try:
-        return onnxruntime.InferenceSession(data, options, providers=providers)
+        # it would print what fails, and take the CPU
+        session = onnxruntime.InferenceSession(data, options, providers=providers, enable_fallback=False)
     except MemoryError:
         raise
     # the exceptions of ONNX Runtime have no common base
     except Exception as error:
         raise CheckpointError(f"ONNX Runtime can't load {file}: {printable_error(error)}") from error
+    wanted = {one[0] if isinstance(one, tuple) else one for one in providers}
+    missing = sorted(wanted - set(session.get_providers()))
+    if missing:
+        raise TrainingError(
+            f"ONNX Runtime can't start {', '.join(missing)}; expected its driver and libraries: install "
+            "those that this version of onnxruntime needs, or leave it out"
+        )
+    return session
 
 
 def _check_interface(file: str, session: Any, manifest: Manifest) -> None:

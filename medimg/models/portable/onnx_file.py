@@ -1,4 +1,4 @@
-"""ONNX files: their metadata, and whether they refer to other files, read before any library sees them."""
+"""ONNX files: metadata, seal, and whether they refer to other files, before any library sees them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from medimg.core.content_hash import content_hash
 from medimg.errors import CheckpointError, also
+from medimg.io.files.atomic import hash_file
 from medimg.io.files.regular_file import explain_irregular
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["MOST_BYTES", "read_metadata", "read_onnx"]
+__all__ = ["MOST_BYTES", "check_seal", "read_metadata", "read_onnx", "seal_file"]
 
 #: Most bytes of a protocol buffer.
 MOST_BYTES: Final = 2**31 - 1
@@ -34,6 +36,9 @@ _CHILDREN: Final = {
     _TENSOR: {},
 }
 _METADATA: Final = 14
+#: Name of the last entry of the metadata: the SHA-256 of all bytes before it.
+_SEAL: Final = b"medimg_sha256"
+_LARGEST_TAG: Final = 2**32 - 1
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 
 
@@ -72,6 +77,28 @@ def read_metadata(data: bytes) -> dict[str, str]:
     return found
 
 
+def seal_file(path: Path) -> None:
+    """Append the SHA-256 of a file to its metadata: fields of a protocol buffer have no order."""
+    entry = _make_seal(hash_file(path))
+    with path.open("ab") as file:
+        file.write(entry)
+
+
+def check_seal(data: bytes) -> None:
+    """Refuse a file whose bytes are not those that were written."""
+    length = len(_make_seal("0" * 64))
+    if data[-length:] != _make_seal(content_hash(memoryview(data)[:-length])):
+        raise CheckpointError(
+            "its SHA-256 is not the one that it states: it was damaged, changed or written again by another "
+            "program; export it again by model.export"
+        )
+
+
+def _make_seal(digest: str) -> bytes:
+    entry = b"\x0a" + bytes([len(_SEAL)]) + _SEAL + b"\x12" + bytes([len(digest)]) + digest.encode()
+    return bytes([_METADATA << 3 | _BYTES, len(entry)]) + entry
+
+
 class _Reader:
     """Walks the fields of messages; a file of too many, or too deep ones, is refused."""
 
@@ -87,6 +114,9 @@ class _Reader:
             if self._count > _MOST_FIELDS:
                 raise CheckpointError(f"it has more than {_MOST_FIELDS} fields; expected an ONNX model")
             tag, position = self._read_varint(position, end)
+            # parsers of other libraries cut it to 32 bits, so that it would be another field to them
+            if tag > _LARGEST_TAG:
+                raise CheckpointError("it is not an ONNX model, or it is damaged")
             number, wire = tag >> 3, tag & 7
             first = position
             if wire == _VARINT:

@@ -12,6 +12,7 @@ import torch
 from medimg.core.volume import Volume
 from medimg.errors import CheckpointError, TrainingError
 from medimg.models.backbones.heads import head_logits
+from medimg.models.pooling import slice_weights
 from medimg.models.prediction.scored_source import list_sources, resolve_sources
 from medimg.models.probabilities import model_probabilities
 from medimg.preprocessing.array_output import ArrayOutput
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from medimg.models.classifier import TransferClassifier
 
-__all__ = ["Run", "check_parity", "list_check_images"]
+__all__ = ["Run", "check_parity", "compute_outputs", "list_check_images"]
 
 #: Runs an exported network on images, and returns its outputs by their names.
 Run = Callable[["NDArray[np.float32]"], Mapping[str, "NDArray[Any]"]]
@@ -31,6 +32,8 @@ _MOST_SOURCES: Final = 5
 _MOST_SLICES: Final = 40
 #: Largest difference of a percentile: where images are dense, a distance that is off by little passes many.
 _PERCENTILES: Final = 0.01
+#: Largest difference of a weight of maximum pooling, which jumps if two slices have nearly the same maximum.
+_MAXIMA: Final = 0.05
 
 
 def list_check_images(model: TransferClassifier, check: Any) -> list[NDArray[np.float32]]:
@@ -52,13 +55,16 @@ def list_check_images(model: TransferClassifier, check: Any) -> list[NDArray[np.
 
 
 def _render_phantom(recipe: Preprocess) -> NDArray[np.float32]:
-    """Return images of a synthetic CT, whatever windows the recipe asks for."""
+    """Return images of a synthetic CT, whatever windows the recipe asks for; every second one is inverted."""
     from medimg.phantom.ct import chest_ct
 
     ct = chest_ct(0, slices=7, size=64)
     window: Any = ("percentile",) * 3 if recipe.channels == "windows" else "percentile"
     plain = recipe.replace(window=window, slices="all", spacing=None)
-    return np.array(plain.render_array(Volume.from_array(ct.array)))
+    images = np.array(plain.render_array(Volume.from_array(ct.array)))
+    # slices of one scan are so much alike that the weights of a pooling would hardly matter
+    images[1::2] = 1 - images[1::2]
+    return images
 
 
 def check_parity(
@@ -67,27 +73,32 @@ def check_parity(
     """
     Return how many images were compared, and the largest difference of each output.
 
-    Logits may differ by the tolerance, times the largest logit if that is above 1; CheckpointError if they
-    differ by more, or probabilities do.
+    Logits may differ by the tolerance, times the largest of all if that is above 1, and probabilities and the
+    weights of slices by the tolerance; CheckpointError if they differ by more.
     """
     worst: dict[str, float] = {}
-    for batch in _make_batches(images, model.pool):
-        expected, found = _compute_outputs(model, batch), run(batch)
+    compared = [(compute_outputs(model, batch), run(batch)) for batch in _make_batches(images, model.pool)]
+    # of all images: a small logit can be the difference of large numbers, and is no more exact than they are
+    largest = max(1.0, *(float(np.abs(expected["logits"]).max()) for expected, _ in compared))
+    for expected, found in compared:
         for name, values in expected.items():
             if found[name].shape != values.shape:
                 raise CheckpointError(
                     f"the exported network gives {name} of shape {found[name].shape}, the model "
                     f"{values.shape}: its axes are not of any length"
                 )
-            scale = max(1.0, float(np.abs(values).max())) if name == "logits" else 1.0
+            scale = largest if name == "logits" else 1.0
             difference = float(np.abs(found[name].astype(np.float64) - values).max()) / scale
             worst[name] = max(worst.get(name, 0.0), difference)
-            most = _PERCENTILES if name == "ood" else tolerance
+            most = {"ood": _PERCENTILES, "weights": _MAXIMA if model.pool == "max" else tolerance}.get(
+                name, tolerance
+            )
+            hint = ", or a larger tolerance=" if most == tolerance else ""
             # not a number is no agreement either
             if not difference <= most:
                 raise CheckpointError(
                     f"the exported network does not predict what the model does: {name} differ by up to "
-                    f"{difference:.2g}; expected at most {most:g}; nothing was written"
+                    f"{difference:.3g}; expected at most {most:g}{hint}; nothing was written"
                 )
     return {"images": sum(map(len, images)), "differences": worst, "tolerance": tolerance}
 
@@ -104,8 +115,8 @@ def _make_batches(images: list[NDArray[np.float32]], pool: str) -> Iterator[NDAr
         yield np.stack([one[: len(one) // 2 or 1], one[-(len(one) // 2 or 1) :]])
 
 
-def _compute_outputs(model: TransferClassifier, batch: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    """Return the model's own logits and calibrated probabilities of images or bags of intensities."""
+def compute_outputs(model: TransferClassifier, batch: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """Return what the model itself computes of images or bags of intensities, by the names of the outputs."""
     flat = torch.from_numpy(batch.reshape(-1, *batch.shape[-3:]))
     inputs = model.preprocess.normalize(flat).reshape(batch.shape)
     with torch.inference_mode():
@@ -118,4 +129,9 @@ def _compute_outputs(model: TransferClassifier, batch: NDArray[np.float32]) -> d
     detector = model.calibration.outliers if model.calibration is not None else None
     if detector is not None:
         found["ood"] = detector.percentiles(embeddings.float().numpy())
+    if model.pool != "none":
+        with torch.inference_mode():
+            slices = model.embed(inputs.flatten(0, 1)).reshape(*batch.shape[:2], -1)
+            weights = [slice_weights(bag, model.pool, model.attention) for bag in slices]
+        found["weights"] = torch.stack(weights).numpy()
     return found
