@@ -185,7 +185,8 @@ def test_no_leak_of_memory_and_files(service: Service) -> None:
     batch(4)
     memory, files = batch(4)
     later_memory, later_files = batch(8)
-    assert later_files <= files + 1
+    # a connection may be about to end
+    assert later_files <= files + 3
     # bodies of 8 rounds have more than 90 MB
     assert later_memory - memory < 2**25
     assert list_open_files() == []

@@ -446,6 +446,7 @@ def write_values(template: bytes, values: tuple[bytes, ...], path: Path) -> str:
 @settings(max_examples=300 if SLOW else 60, deadline=None)
 @given(rows=st.lists(_ROWS, min_size=1, max_size=6))
 @example(rows=[(b"1.2.3", b"2", b"0\\0\\1", b"", b"12:", b"")])
+@example(rows=[(b"", b"", b"", b"0000", b"0", b"00"), (b"", b"0", b"", b"0000", b"00", b"00")])
 def test_a_file_is_regular_if_each_value_is(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[bytes, ...]]
 ) -> None:

@@ -58,10 +58,11 @@ def _build_files(groups: Sequence[HeaderGroup], rest: list[int]) -> tuple[list[U
         # damaged spacing is an error only of files with a position
         for placed, rows in group.rows.split_placed():
             key = group.header_class, placed
-            if key not in prototypes:
-                prototypes[key] = _read_prototype(rows.names[0])
-            prototype = prototypes[key]
             regular, irregular = rows.split_irregular()
+            if regular and key not in prototypes:
+                # of an irregular file it would have notes of its own
+                prototypes[key] = _read_prototype(regular.names[0])
+            prototype = prototypes.get(key)
             uniform = build_uniform_files(prototype, group.series, regular) if prototype and regular else None
             if uniform is None:
                 irregular = rows.indices
