@@ -80,6 +80,11 @@ class Service:
 
     def wait_until_idle(self) -> None:
         """Wait until no connection and no job is left."""
+        # those that were made before are accepted once this one is answered
+        last = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        last.request("GET", "/health")
+        last.getresponse().read()
+        last.close()
         for _ in range(600):
             if not self.server.server_state.connections and not self.server.server_state.tasks:
                 return
