@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import traceback
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 from urllib.parse import parse_qsl, urljoin, urlsplit, urlunsplit
@@ -152,10 +153,17 @@ async def _refuse_downgrade(session: Any, context: Any, redirect: Any) -> None:
 
 
 def _redact_record(record: logging.LogRecord) -> bool:
-    """Redact the URLs in a message of fsspec, which logs whole ones at the level DEBUG."""
-    record.msg = _WEB_URL.sub(lambda match: redact_url(match[0]), record.getMessage())
+    """Redact the URLs in a message of fsspec, and in an exception, which it logs at the level DEBUG."""
+    record.msg = _redact_text(record.getMessage())
     record.args = ()
+    if record.exc_info:
+        lines = traceback.format_exception(*record.exc_info)
+        record.exc_info, record.exc_text = None, _redact_text("".join(lines).rstrip())
     return True
+
+
+def _redact_text(text: str) -> str:
+    return _WEB_URL.sub(lambda match: redact_url(match[0]), text)
 
 
 def redact_url(url: str) -> str:

@@ -237,6 +237,11 @@ def test_copies_of_models_log_no_secrets(
     with local_copy(url, error=CheckpointError) as copy:
         assert copy.read_bytes() == b"data"
     assert server.traffic.sent
+    try:
+        raise ValueError(f"no size of {url!r}")
+    except ValueError:
+        logging.getLogger("fsspec.http").debug("", exc_info=True)
+    assert "no size of" in caplog.text
     assert "geheim" not in caplog.text
 
 
