@@ -98,7 +98,7 @@ class ImageStore:
         self._mapped = RecentImages(_MOST_MAPPED, lambda _: 1)
 
     def select(self, sources: Sequence[int]) -> ImageStore:
-        """Return a store of some of the series, numbered anew, without their images."""
+        """Return a store of some of the series, renumbered, without their images."""
         part = object.__new__(type(self))
         part.__setstate__(
             {

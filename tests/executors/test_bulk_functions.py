@@ -292,12 +292,12 @@ def test_other_datasets_and_models_can_not_be_sent(
     with pytest.raises(MedimgError, match="needs a TransferClassifier"):
         medimg.evaluate(torch.nn.Identity(), dataset, classes=["a", "b"], outputs="logits", executor=threads)
     for call in (
-        lambda: medimg.scan(".", executor=3),  # type: ignore[arg-type]
-        lambda: medimg.read_tensors([], executor=3),  # type: ignore[arg-type]
-        lambda: medimg.embed(model, dataset, executor=3),  # type: ignore[arg-type]
-        lambda: model.predict([], executor=3),  # type: ignore[arg-type]
-        lambda: medimg.evaluate(model, dataset, executor=3),  # type: ignore[arg-type]
-        lambda: medimg.check_leaks(dataset, executor=3),  # type: ignore[arg-type]
+        lambda: medimg.scan(".", executor=3),  # type: ignore[arg-type]  # wrong on purpose
+        lambda: medimg.read_tensors([], executor=3),  # type: ignore[arg-type]  # wrong on purpose
+        lambda: medimg.embed(model, dataset, executor=3),  # type: ignore[arg-type]  # wrong on purpose
+        lambda: model.predict([], executor=3),  # type: ignore[arg-type]  # wrong on purpose
+        lambda: medimg.evaluate(model, dataset, executor=3),  # type: ignore[arg-type]  # wrong on purpose
+        lambda: medimg.check_leaks(dataset, executor=3),  # type: ignore[arg-type]  # wrong on purpose
     ):
         with pytest.raises(ExecutorError, match="must be a"):
             call()

@@ -134,7 +134,7 @@ def test_workers_that_die_of_anything_are_an_error() -> None:
 
 def test_what_can_not_be_sent_is_an_error(processes: ProcessPoolExecutor) -> None:
     with pytest.raises(ExecutorError, match="can't be sent"):
-        list(executor_map(processes, square, [threading.Lock()], lost=lost))  # type: ignore[arg-type]
+        list(executor_map(processes, square, [threading.Lock()], lost=lost))  # type: ignore[arg-type]  # wrong on purpose
     assert list(executor_map(processes, square, [2], lost=lost)) == [4]
 
 

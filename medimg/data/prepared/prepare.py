@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import warnings
 from collections import Counter
@@ -42,6 +43,8 @@ from medimg.executors.executor_map import check_executor
 from medimg.io.files.object_storage import is_remote_url
 from medimg.io.files.output import check_target
 from medimg.io.files.storage_folder import StorageFolder
+from medimg.io.series import Series
+from medimg.io.sources import name_source
 from medimg.preprocessing.preprocess import Preprocess, check_same_preprocessing
 from medimg.preprocessing.torch_threads import map_sources
 
@@ -60,7 +63,6 @@ if TYPE_CHECKING:
 __all__ = ["PreparedFolder", "prepare"]
 
 _SHARD_BYTES: Final = 2**27
-_MOST_MANIFEST: Final = 2**32
 #: Incremented when equal keys no longer mean equal images.
 _SCHEMA: Final = 1
 
@@ -231,7 +233,7 @@ def prepare(
     check_executor(executor)
     if is_remote_url(out):
         check_target("out", out, error=DatasetError, is_folder=True)
-    folder = StorageFolder.of(out)
+    folder = StorageFolder.of("out", out)
     job = _make_job(sources, recipe, reading, dtype)
     run = _Run(folder, job, shard_bytes=shard_bytes, workers=workers, executor=executor, progress=progress)
     return run.finish(run.list_entries(sources))
@@ -378,9 +380,8 @@ class _Run:
         sizes = self._folder.list_sizes("shards")
         parts = []
         for name in self._folder.list_sizes("parts"):
-            data = self._folder.read_bytes(name, _MOST_MANIFEST)
             try:
-                parts.append(Manifest.from_bytes(data, f"{self._folder}/{name}").rows)
+                parts.append(Manifest.read(self._folder, name).rows)
             except DatasetError as error:
                 warnings.warn(f"{error}; its sources are prepared again", MedimgWarning, stacklevel=5)
         return {
@@ -431,9 +432,10 @@ def _open_source(job: _Job, task: tuple[int, Any]) -> _Entry:
         return _fail_source(name, error)
 
 
-def _name_source(source: Any, number: int) -> str:
-    path = getattr(source, "path", source)
-    return str(path) if isinstance(path, str | Path) else f"source {number}"
+def _name_source(source: object, number: int) -> str:
+    if isinstance(source, Series):
+        return source.path
+    return name_source(source) if isinstance(source, str | os.PathLike) else f"source {number}"
 
 
 def _fail_source(name: str, error: MedimgError) -> _Entry:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from medimg.core.read_report import Skipped
 from medimg.data._labels import LabeledSeries
 from medimg.data.class_names import sort_classes
 from medimg.data.prepared.reader import ShardFiles, make_series
 from medimg.data.prepared.source_table import MANIFEST, Manifest
-from medimg.errors import DatasetError, MedimgError, ReadError, also
+from medimg.errors import DatasetError, MedimgError, ReadError
+from medimg.io.files.object_storage import convert_failure
 from medimg.io.files.storage_folder import StorageFolder
 from medimg.preprocessing.preprocess import Preprocess
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from medimg.data.items import Task
 
 __all__ = ["OpenedFolder", "open_prepared"]
-
-_MOST: Final = 2**32
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +39,19 @@ class OpenedFolder:
 
 def open_prepared(where: str | os.PathLike[str], cache: Path | None) -> OpenedFolder:
     """Read the manifest of a folder; `cache` is the folder for shards of object storage."""
-    folder = StorageFolder.of(where)
+    folder = StorageFolder.of("where", where)
     if folder.is_remote and cache is None:
         raise DatasetError(
             f"{folder} is in object storage, whose shards are copied before they are used; pass cache=, a "
             "folder on disk with room for them"
         )
     try:
-        data = folder.read_bytes(MANIFEST, _MOST)
+        manifest = Manifest.read(folder, MANIFEST)
     except ReadError as error:
-        raise also(DatasetError, type(error).__mro__[2])(
+        raise type(convert_failure(error, DatasetError))(
             f"{folder} has no manifest that can be read; expected a folder that medimg.prepare wrote, and "
             f"finished ({error})"
         ) from error
-    manifest = Manifest.from_bytes(data, f"{folder}/{MANIFEST}")
     recipe, task, classes = _read_facts(manifest)
     shards = ShardFiles(folder, cache)
     labeled = [

@@ -61,7 +61,7 @@ class ShardWriter:
     def __enter__(self) -> Self:
         self._file = self._path.open("wb")
         self._hashed = _HashedFile(self._file)
-        self._tar = tarfile.open(fileobj=self._hashed, mode="w", format=tarfile.USTAR_FORMAT)  # type: ignore[call-overload]
+        self._tar = tarfile.open(fileobj=self._hashed, mode="w", format=tarfile.USTAR_FORMAT)  # type: ignore[call-overload]  # it needs write and tell alone
         return self
 
     def __exit__(self, *error: object) -> None:

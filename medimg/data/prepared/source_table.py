@@ -13,6 +13,8 @@ from medimg.errors import DatasetError, MissingDependencyError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from medimg.io.files.storage_folder import StorageFolder
+
 __all__ = ["FAILED", "MANIFEST", "PREPARED", "Manifest", "PreparedImages", "SourceRow", "load_arrow"]
 
 #: Name of the table in the folder.
@@ -24,7 +26,7 @@ FAILED: Final = "failed"
 #: Incremented when manifests can no longer be read, or have another meaning.
 _SCHEMA: Final = 1
 _META: Final = b"medimg"
-_MOST_META: Final = 2**24
+_MOST_BYTES: Final = 2**32
 _DTYPES: Final = {"uint8": 1, "float16": 2, "float32": 4}
 
 
@@ -159,6 +161,11 @@ class Manifest:
                 None if row.images is None else _as_list(getattr(row.images, one.name)) for row in self.rows
             ]
         return columns
+
+    @classmethod
+    def read(cls, folder: StorageFolder, name: str) -> Manifest:
+        """Read a manifest of a folder; ReadError if there is none."""
+        return cls.from_bytes(folder.read_bytes(name, _MOST_BYTES), f"{folder}/{name}")
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Manifest:

@@ -255,7 +255,7 @@ def test_shards_are_tar_files_of_numpy_arrays(dataset: ImageDataset, tmp_path: P
     medimg.prepare(dataset, None, tmp_path / "out", dtype="float32")
     (shard,) = (tmp_path / "out" / "shards").iterdir()
     with tarfile.open(shard) as tar:
-        arrays = [np.load(io.BytesIO(tar.extractfile(member).read())) for member in tar]  # type: ignore[union-attr]
+        arrays = [np.load(io.BytesIO(tar.extractfile(member).read())) for member in tar]  # type: ignore[union-attr]  # all are files
     prepared = ImageDataset.from_prepared(tmp_path / "out")
     assert np.array_equal(
         np.concatenate(arrays)[:, 0], torch.cat([prepared.planes(n) for n in range(18)]).numpy()
