@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from medimg.cli._options import parse_path
+from medimg.cli._options import add_verify, parse_path
 from medimg.errors import ConversionError
 
 if TYPE_CHECKING:
@@ -39,11 +39,7 @@ def add_dicom_results(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="DICOMweb server to store results of DICOM series on, as https://host/dicom-web (extra pacs)",
     )
-    add(
-        "--verify",
-        type=parse_path,
-        help="file or folder of certificates of the authorities (CA) of the server",
-    )
+    add_verify(group)
     add(
         "--dicom-kinds",
         nargs="+",

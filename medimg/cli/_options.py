@@ -20,6 +20,7 @@ __all__ = [
     "add_labels",
     "add_reading",
     "add_series",
+    "add_verify",
     "check_output",
     "parse_path",
     "parse_weights",
@@ -146,6 +147,15 @@ def parse_path(text: str) -> str:
 def parse_weights(text: str) -> str | None:
     """Return ``weights=``: a name, a path, or None."""
     return None if text.lower() == "none" else text
+
+
+def add_verify(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the option of a DICOMweb server's certificates."""
+    parser.add_argument(
+        "--verify",
+        type=parse_path,
+        help="file or folder of certificates of the authorities (CA) of the server",
+    )
 
 
 def check_output(path: Path | str | None, *, force: bool) -> None:

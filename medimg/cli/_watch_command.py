@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from medimg.cli._options import Commands, add_command, add_json, parse_path
+from medimg.cli._options import Commands, add_command, add_json, add_verify, parse_path
 from medimg.cli._serve_command import parse_device
 from medimg.cli._terminal import print_json
 
@@ -53,11 +53,7 @@ def add_watch(commands: Commands) -> None:
     add("--settle", type=float, default=60.0, help="seconds without new instances (default: 60)")
     add("--attempts", type=int, default=5, help="attempts for a series that can't be read (default: 5)")
     add("--once", action="store_true", help="search once, as for a scheduled task")
-    add(
-        "--verify",
-        type=parse_path,
-        help="file or folder of certificates of the authorities (CA) of the server",
-    )
+    add_verify(parser)
     add("--device", default="cpu", help="device of the model, such as cuda (default: cpu)")
     add("--verbosity", choices=("debug", "info", "warning", "error"), help="lowest level that is logged")
     add_json(parser)
