@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from medimg._validation import check_whole_number
 from medimg.errors import ExecutorError, also
+from medimg.executors.dask_executor import adapt_dask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -77,7 +78,7 @@ def executor_map(
     [1, 2, 3]
     """
     count = _count_workers(executor) if workers is None else check_whole_number("workers", workers, least=1)
-    return _Run(executor, work, lost).iterate(iter(items), ahead * count + _AHEAD)
+    return _Run(adapt_dask(executor), work, lost).iterate(iter(items), ahead * count + _AHEAD)
 
 
 def _count_workers(executor: Executor) -> int:

@@ -17,7 +17,8 @@ from medimg.features._source_embedder import EmbeddedSource, SourceEmbedder, com
 from medimg.features.dataset_features import Features, item_features, join_items
 from medimg.features.extractor import feature_extractor
 from medimg.models.backbones.heads import feature_count
-from medimg.models.prediction.sent_model import map_with_model, raise_lost_part
+from medimg.models.prediction.executor_scores import raise_lost_part, send_classifier
+from medimg.models.prediction.sent_model import map_with_model
 
 if TYPE_CHECKING:
     import os
@@ -53,7 +54,7 @@ def embed_sources(
     make_policies(reading)
     work = partial(_embed_alone, cache=cache, reading=reading, size=size)
     total = len(given) if isinstance(given, Sized) else None
-    results = map_with_model(model, work, given, workers, executor, lost=_lose_source)
+    results = map_with_model(send_classifier(model), work, given, workers, executor, lost=_lose_source)
     with closing(results):
         return list(progress_bar(results, desc="embedding", unit="source", progress=progress, total=total))
 
@@ -92,7 +93,7 @@ def embed_items(
     parts = list(dataset.split_by_source(size))
     work = partial(_embed_part, cache=cache, size=size)
     sent = (dataset.extract(part) for part in parts)
-    results = map_with_model(model, work, sent, workers, executor, lost=raise_lost_part)
+    results = map_with_model(send_classifier(model), work, sent, workers, executor, lost=raise_lost_part)
     bar = progress_bar(results, desc="embedding", unit="part", progress=progress, total=len(parts))
     found: dict[int, Tensor] = {}
     with closing(results):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from medimg.core.parallel import ordered_map
 from medimg.core.progress import Progress, progress_bar
-from medimg.errors import ReadError
+from medimg.errors import ExecutorError, ReadError
 from medimg.executors.executor_map import executor_map
 from medimg.io.detect import Unreadable, inspect_file
 from medimg.io.dicom.scanning.uniform_scan import scan_uniform_files
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from medimg.core.progress import ProgressBar
-    from medimg.errors import ExecutorError
     from medimg.io.detect import Scanned
     from medimg.io.dicom.scanning.series_table import UniformFiles
     from medimg.io.files.blob import Blob
@@ -145,6 +144,16 @@ def _scan_block(files: Sequence[Blob | str]) -> HeaderScan | None:
 
 
 def _add_block(found: HeaderScan, numbers: Sequence[int], scanned: HeaderScan) -> None:
+    """Add what a worker found; ExecutorError if it does not see a file that is there."""
+    for _, one in scanned.others:
+        if (
+            isinstance(one, Unreadable)
+            and isinstance(one.error, FileNotFoundError)
+            and os.path.exists(one.name)
+        ):
+            raise ExecutorError(
+                f"a worker does not see {one.name}; pass an absolute path, to a disk that all workers have"
+            )
     for some in scanned.uniform:
         some.indices[:] = [numbers[n] for n in some.indices]
     found.uniform.extend(scanned.uniform)

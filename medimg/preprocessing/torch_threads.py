@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
-from contextlib import closing
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from medimg.core.parallel import one_core, ordered_map
-from medimg.errors import MedimgWarning
-from medimg.executors.executor_map import SMALL_RESULTS, executor_map
-from medimg.executors.worker_warnings import collect_warnings, get_process
+from medimg.executors.executor_map import SMALL_RESULTS
+from medimg.executors.worker_warnings import map_with_warnings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from concurrent.futures import Executor
 
     from medimg.errors import ExecutorError
 
-__all__ = ["limit_this_thread", "map_sources", "share_cores"]
+__all__ = ["limit_this_thread", "map_sources", "on_one_core", "share_cores"]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -44,40 +42,18 @@ def map_sources(
     """
     if executor is None:
         return ordered_map(work, items, workers, initializer=share_cores)
-    return _map_by_executor(work, items, executor, lost, workers=workers, ahead=SMALL_RESULTS if small else 1)
+    ahead = SMALL_RESULTS if small else 1
+    return map_with_warnings(
+        executor, work, items, lost=lost, within=on_one_core, workers=workers, ahead=ahead
+    )
 
 
-def _map_by_executor(
-    work: Callable[[_Item], _Result],
-    items: Iterable[_Item],
-    executor: Executor,
-    lost: Callable[[_Item, ExecutorError], _Result],
-    *,
-    workers: int | None,
-    ahead: int,
-) -> Generator[_Result]:
-    def lose(item: _Item, error: ExecutorError) -> tuple[_Result, list[str]]:
-        return lost(item, error), []
-
-    run = partial(_run_on_one_core, work, get_process())
-    with closing(executor_map(executor, run, items, lost=lose, workers=workers, ahead=ahead)) as results:
-        for result, texts in results:
-            for text in texts:
-                warnings.warn(text, MedimgWarning, stacklevel=2)
-            yield result
-
-
-def _run_on_one_core(
-    work: Callable[[_Item], _Result], caller: tuple[str, int], item: _Item
-) -> tuple[_Result, list[str]]:
-    """Return the result of a task on one core, and the texts of its warnings in another process."""
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Let medimg and torch use one core in this thread."""
     torch.get_num_threads()  # sets the number of this thread to torch's default, once
-    with (
-        one_core(),
-        _controller().limit(limits=1, user_api="openmp"),
-        collect_warnings(caller) as texts,
-    ):
-        return work(item), texts
+    with one_core(), _controller().limit(limits=1, user_api="openmp"):
+        yield
 
 
 def share_cores(threads: int) -> Callable[[], None]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,6 +117,68 @@ def test_a_task_that_kills_its_workers_is_reported(executor: Executor) -> None:
     found = list(executor_map(executor, partial(die_of, 3), range(6), lost=lost, workers=2))
     assert [one for one in found if not isinstance(one, str)] == [0, 1, 4, 16, 25]
     assert "died" in str(found[3])
+
+
+class DaskProcesses:
+    """A scheduler and a worker as processes of their own, as on a cluster."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.running: list[subprocess.Popen[bytes]] = []
+        self.start()
+
+    def start(self) -> None:
+        host, port = self.address.split(":")
+        self._run("scheduler", "--host", host, "--port", port, "--no-dashboard")
+        self._run("worker", f"tcp://{self.address}", "--nthreads", "1", "--no-nanny", "--no-dashboard")
+
+    def _run(self, name: str, *arguments: str) -> None:
+        command = [sys.executable, "-m", f"distributed.cli.dask_{name}", *arguments]
+        self.running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> None:
+        """End the scheduler and its workers."""
+        for process in self.running:
+            process.send_signal(signal_number)
+            process.wait(30)
+        self.running.clear()
+
+
+@pytest.fixture
+def cluster() -> Iterator[DaskProcesses]:
+    pytest.importorskip("distributed")
+    found = DaskProcesses()
+    yield found
+    found.stop()
+
+
+def note_run(folder: Path, n: int) -> int:
+    (folder / f"{n}-{os.getpid()}-{time.monotonic_ns()}").touch()
+    time.sleep(0.05)
+    return n * n
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_scheduler_that_is_killed(cluster: DaskProcesses, tmp_path: Path, returns: bool) -> None:
+    """It may be started again; without one there is an error in the end, and not before."""
+    from distributed import Client
+
+    with Client(f"tcp://{cluster.address}", timeout=15, set_as_default=False) as client:
+        results = executor_map(
+            client.get_executor(pure=False), partial(note_run, tmp_path), range(40), lost=lost, workers=2
+        )
+        found = [next(results), next(results)]
+        cluster.stop(signal.SIGKILL)
+        if returns:
+            cluster.start()
+            found += results
+        else:
+            with pytest.raises(ExecutorError, match="executor"):
+                found += results
+    expected = [n * n for n in range(40)]
+    assert found == expected[: len(found)]
+    assert len(found) == 40 or not returns
 
 
 _MPI = """

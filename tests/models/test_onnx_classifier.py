@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,14 @@ import pytest
 
 import medimg
 from medimg import OnnxClassifier, TransferClassifier
-from medimg.errors import CheckpointError, MedimgError, MedimgWarning, PreprocessError, TrainingError
+from medimg.errors import (
+    CheckpointError,
+    ExecutorError,
+    MedimgError,
+    MedimgWarning,
+    PreprocessError,
+    TrainingError,
+)
 from medimg.models.backbones import registry
 from medimg.models.portable.onnx_file import read_metadata, seal_file
 from medimg.models.training_distribution import TrainingDistribution
@@ -72,6 +82,42 @@ class Exported:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported(tmp_path_factory.mktemp("exported"))
+
+
+@pytest.mark.parametrize("kind", ["processes", "threads"])
+@pytest.mark.parametrize("unit", ["series", "image"])
+def test_by_an_executor(exported: Exported, kind: str, unit: Any) -> None:
+    model = OnnxClassifier(exported.path)
+    sources = [exported.series, "nowhere", medimg.read(exported.series)]
+    pool: Executor = ThreadPoolExecutor(2)
+    if kind == "processes":
+        pool = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
+    with pool as executor:
+        found = model.predict(
+            sources, unit=unit, on_error="collect", provenance=True, executor=executor, progress=False
+        )
+        with pytest.raises(MedimgError, match="nowhere") as raised:
+            model.predict(sources, executor=executor)
+        proba = model.predict_proba(exported.series, executor=executor)
+    expected = model.predict(sources, unit=unit, on_error="collect", provenance=True)
+    assert_same(found, expected)
+    assert "source 1, counted from 0" in raised.value.__notes__[0]
+    assert np.allclose(proba, model.predict_proba(exported.series))
+
+
+def test_workers_get_the_file_that_was_loaded(exported: Exported, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    shutil.copyfile(exported.path, path)
+    model = OnnxClassifier(path)
+    seal = path.read_bytes()
+    path.write_bytes(seal + b"\0")
+    with ThreadPoolExecutor(1) as executor, pytest.raises(CheckpointError):
+        model.predict(exported.series, executor=executor)
+    path.unlink()
+    with ThreadPoolExecutor(1) as executor, pytest.raises(CheckpointError):
+        model.predict(exported.series, executor=executor)
+    with pytest.raises(ExecutorError, match="concurrent"):
+        model.predict(exported.series, executor=3)  # type: ignore[arg-type]  # what is refused
 
 
 def assert_same(found: pd.DataFrame, expected: pd.DataFrame) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
+from contextlib import closing
+from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -15,24 +16,31 @@ from medimg._validation import (
     check_choice,
     check_item_unit,
     check_whole_number,
-    printable,
     printable_error,
 )
 from medimg.core.content_hash import content_hash
-from medimg.core.parallel import available_cores
+from medimg.core.parallel import available_cores, one_core
 from medimg.core.progress import progress_bar
-from medimg.errors import CheckpointError, MissingDependencyError, PreprocessError, TrainingError, also
+from medimg.errors import (
+    CheckpointError,
+    PreprocessError,
+    TrainingError,
+)
+from medimg.executors.executor_map import check_executor
 from medimg.io.files.local_copy import local_copy
 from medimg.io.files.object_storage import check_location, show_location
 from medimg.models.portable.manifest import INPUT, KEY, Manifest
 from medimg.models.portable.onnx_file import MOST_BYTES, check_seal, read_metadata, read_onnx
+from medimg.models.portable.onnx_session import check_interface, check_providers, import_runtime, open_session
 from medimg.models.prediction.prediction_table import PredictionTable
-from medimg.models.prediction.scored_source import list_sources, resolve_sources
+from medimg.models.prediction.scored_source import list_sources, lose_source, resolve_sources
+from medimg.models.prediction.sent_model import ModelSender, map_with_model
 from medimg.preprocessing.array_output import ArrayOutput
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator, Sequence
+    from concurrent.futures import Executor
     from pathlib import Path
 
     import pandas as pd
@@ -41,16 +49,13 @@ if TYPE_CHECKING:
     from medimg.calibration.result import Calibration
     from medimg.core.progress import Progress
     from medimg.models.input_checks import Task
+    from medimg.models.portable.onnx_session import Provider
     from medimg.models.prediction.scored_source import PredictSource, ScoredSource
     from medimg.models.training_distribution import TrainingDistribution
     from medimg.preprocessing.preprocess import Preprocess
 
 __all__ = ["OnnxClassifier"]
 
-#: A name, or a name and options, as ONNX Runtime takes them.
-Provider = str | tuple[str, dict[str, Any]]
-
-_CPU: Final = "CPUExecutionProvider"
 _MOST_JSON: Final = 64 * 2**20
 
 
@@ -116,8 +121,8 @@ class OnnxClassifier:
         threads: int | None = None,
     ) -> None:
         location = check_location("path", path, error=CheckpointError)
-        onnxruntime = _import_runtime()
-        chosen = _check_providers(onnxruntime, providers)
+        onnxruntime = import_runtime()
+        chosen = check_providers(onnxruntime, providers)
         cores = available_cores() if threads is None else check_whole_number("threads", threads, least=1)
         file = show_location(location)
         with local_copy(location, error=CheckpointError, most=MOST_BYTES, beside=".json") as copy:
@@ -127,9 +132,11 @@ class OnnxClassifier:
             manifest = _read_manifest(data)
         except CheckpointError as error:
             raise CheckpointError(f"{file} can't be used: {error}") from None
-        self._session = _open_session(onnxruntime, file, data, chosen, cores)
+        self._session = open_session(onnxruntime, file, data, chosen, cores)
         self._manifest, self._path = manifest, file
-        _check_interface(file, self._session, manifest)
+        self._location, self._sha256 = location, content_hash(data)
+        self._chosen = chosen
+        check_interface(file, self._session, manifest)
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
 
     @property
@@ -238,6 +245,8 @@ class OnnxClassifier:
         batch_size: int = 32,
         on_error: Literal["raise", "collect"] = "raise",
         provenance: bool = False,
+        executor: Executor | None = None,
+        workers: int | None = None,
         progress: Progress = "auto",
     ) -> pd.DataFrame:
         """
@@ -256,6 +265,11 @@ class OnnxClassifier:
             Whether a source that can't be read raises an error, or becomes a row with the error message.
         provenance : bool
             Whether to add the columns ``model`` and ``recipe``.
+        executor : concurrent.futures.Executor, optional
+            Processes or a cluster that work on the sources, each with the model and on one core; see the
+            page on many cores. Workers get the file of the model.
+        workers : int, optional
+            Number of workers of `executor`; by default the number that it states, or 64.
         progress : "auto" or bool
             Whether to show a progress bar. "auto": in a terminal or a notebook, after 1 s.
 
@@ -270,6 +284,10 @@ class OnnxClassifier:
             If a setting is invalid.
         MedimgError
             If a source can't be read and ``on_error="raise"``.
+        ExecutorError
+            If the executor can't run tasks.
+        CheckpointError
+            If the file of the model was changed or removed, and workers need it.
 
         Warns
         -----
@@ -278,7 +296,9 @@ class OnnxClassifier:
         """
         unit_of_rows = check_item_unit(unit, error=TrainingError)
         collects = check_choice("on_error", on_error, ("raise", "collect")) == "collect"
-        scores = self._score(sources, unit_of_rows, batch_size, on_error, progress)
+        scores = self._score_all(
+            sources, unit_of_rows, batch_size, on_error, executor=executor, workers=workers, progress=progress
+        )
         table = PredictionTable(
             self,
             self.model_sha256,
@@ -294,6 +314,8 @@ class OnnxClassifier:
         sources: PredictSource | Iterable[PredictSource],
         *,
         batch_size: int = 32,
+        executor: Executor | None = None,
+        workers: int | None = None,
         progress: Progress = "auto",
     ) -> NDArray[np.float64]:
         """
@@ -301,7 +323,7 @@ class OnnxClassifier:
 
         Parameters
         ----------
-        sources, batch_size, progress
+        sources, batch_size, executor, workers, progress
             As for :meth:`predict`; a dataset of labeled images has ``dataset.series``.
 
         Returns
@@ -309,21 +331,63 @@ class OnnxClassifier:
         numpy.ndarray
             (n, K) float64 probabilities, calibrated if the model is: a row per series.
         """
-        scores = self._score(sources, "series", batch_size, "raise", progress)
+        scores = self._score_all(
+            sources, "series", batch_size, "raise", executor=executor, workers=workers, progress=progress
+        )
         rows = [row for scored in scores for row in scored.proba]
         return np.concatenate(rows) if rows else np.empty((0, len(self.classes)))
 
-    def _score(
-        self, sources: Any, unit: str, batch_size: int, on_error: str, progress: Progress
+    def _score_all(
+        self,
+        sources: Any,
+        unit: str,
+        batch_size: int,
+        on_error: str,
+        *,
+        executor: Executor | None,
+        workers: int | None,
+        progress: Progress,
     ) -> Iterator[ScoredSource]:
         """Yield the sources with the probabilities of the series, or of each image."""
         size = check_batch_size(batch_size)
-        given = progress_bar(list_sources(sources), desc="predicting", unit="source", progress=progress)
-        for scored, planes in resolve_sources(self, given, on_error, ArrayOutput()):
-            if not scored.error:
-                shape = (len(planes), *self.preprocess.image_shape)
-                self._score_images(scored, np.broadcast_to(planes, shape), unit, size)
-            yield scored
+        given = list_sources(sources)
+        bar = partial(progress_bar, desc="predicting", unit="source", progress=progress, total=len(given))
+        check_executor(executor)
+        if executor is None:
+            yield from self._score(enumerate(bar(given)), unit, size, on_error)
+            return
+        work = partial(_score_source, unit=unit, size=size, on_error=on_error)
+        lost = partial(lose_source, on_error=on_error)
+        results = map_with_model(self._send(), work, enumerate(given), workers, executor, lost=lost)
+        with closing(results):
+            for scored in bar(results):
+                yield from scored
+
+    def _send(self) -> ModelSender[OnnxClassifier]:
+        """Return how the model gets to workers: as a copy of its file."""
+        load = partial(_load_in_worker, self._chosen)
+        options = json.dumps(self._chosen, default=str)
+        return ModelSender("model.onnx", self._write, load, options, one_core)
+
+    def _write(self, path: Path) -> None:
+        with local_copy(self._location, error=CheckpointError, most=MOST_BYTES) as copy:
+            data = read_onnx(copy)
+        if content_hash(data) != self._sha256:
+            raise CheckpointError(
+                f"{self._path} has changed since it was loaded; load it again to send it to workers"
+            )
+        path.write_bytes(data)
+
+    def _score(
+        self, sources: Iterable[tuple[int, Any]], unit: str, size: int, on_error: str
+    ) -> Iterator[ScoredSource]:
+        """Yield numbered sources with their probabilities."""
+        for number, source in sources:
+            for scored, planes in resolve_sources(self, [source], on_error, ArrayOutput(), first=number):
+                if not scored.error:
+                    shape = (len(planes), *self.preprocess.image_shape)
+                    self._score_images(scored, np.broadcast_to(planes, shape), unit, size)
+                yield scored
 
     def _score_images(
         self, scored: ScoredSource, images: NDArray[np.float32], unit: str, batch_size: int
@@ -357,28 +421,14 @@ class OnnxClassifier:
         )
 
 
-def _import_runtime() -> Any:
-    try:
-        return import_module("onnxruntime")
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"OnnxClassifier needs onnxruntime, which can't be imported ({error}); install it with: pip "
-            'install "medimg[export]", or onnxruntime alone'
-        ) from error
+def _load_in_worker(providers: Sequence[Provider], path: Path) -> OnnxClassifier:
+    return OnnxClassifier(path, providers=providers, threads=1)
 
 
-def _check_providers(onnxruntime: Any, providers: Any) -> list[Provider]:
-    """Return providers that are there: ONNX Runtime would take another one without an error."""
-    if providers is None:
-        return [_CPU]
-    if isinstance(providers, str) or not isinstance(providers, list | tuple) or not providers:
-        raise also(TrainingError, TypeError)(
-            f"providers must be a list of execution providers, or None; found {providers!r}"
-        )
-    there = onnxruntime.get_available_providers()
-    for one in providers:
-        check_choice("a provider", one[0] if isinstance(one, tuple) and one else one, there)
-    return list(providers)
+def _score_source(
+    model: OnnxClassifier, task: tuple[int, PredictSource], *, unit: str, size: int, on_error: str
+) -> list[ScoredSource]:
+    return list(model._score([task], unit, size, on_error))
 
 
 def _read_manifest(data: bytes) -> Manifest:
@@ -408,46 +458,4 @@ def _check_beside(file: Path, data: bytes, name: str) -> None:
         raise CheckpointError(
             f"{file} is not the file that was exported with {beside.name} (its SHA-256 differs): it was "
             "damaged, changed or replaced; copy both again"
-        )
-
-
-def _open_session(onnxruntime: Any, file: str, data: bytes, providers: list[Provider], threads: int) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # nothing: errors are raised
-    try:
-        # it would print what fails, and take the CPU
-        session = onnxruntime.InferenceSession(data, options, providers=providers, enable_fallback=False)
-    except MemoryError:
-        raise
-    # the exceptions of ONNX Runtime have no common base
-    except Exception as error:
-        raise CheckpointError(f"ONNX Runtime can't load {file}: {printable_error(error)}") from error
-    wanted = {one[0] if isinstance(one, tuple) else one for one in providers}
-    missing = sorted(wanted - set(session.get_providers()))
-    if missing:
-        raise TrainingError(
-            f"ONNX Runtime can't start {', '.join(missing)}; expected its driver and libraries: install "
-            "those that this version of onnxruntime needs, or leave it out"
-        )
-    return session
-
-
-def _check_interface(file: str, session: Any, manifest: Manifest) -> None:
-    """Refuse a network whose inputs and outputs are not those that the file describes."""
-    inputs = [(one.name, one.type, list(one.shape)) for one in session.get_inputs()]
-    wanted = manifest.input_shape
-    free = len(wanted) - 3
-    fits = (
-        len(inputs) == 1
-        and inputs[0][:2] == (INPUT, "tensor(float)")
-        and len(inputs[0][2]) == len(wanted)
-        and inputs[0][2][free:] == wanted[free:]
-        and not any(isinstance(size, int) for size in inputs[0][2][:free])
-    )
-    names = {one.name for one in session.get_outputs()}
-    if not fits or not set(manifest.outputs) <= names:
-        raise CheckpointError(
-            f"{file} has the inputs {printable(inputs)} and the outputs {printable(sorted(names))}; expected "
-            f"{INPUT} of shape {wanted} and {', '.join(manifest.outputs)}, as its description says"
         )

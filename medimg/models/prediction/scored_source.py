@@ -152,9 +152,10 @@ def _report_lost(
         )
 
 
-def lose_source(source: PredictSource, error: MedimgError, number: int, on_error: str) -> ScoredSource:
-    """Return a source that could not be scored, with its error; raise it unless errors are collected."""
-    return _fail(_source_name(source, number), error, number, on_error)[0]
+def lose_source(task: tuple[int, PredictSource], error: MedimgError, *, on_error: str) -> list[ScoredSource]:
+    """Return a numbered source that could not be scored; raise its error unless they are collected."""
+    number, source = task
+    return [_fail(_source_name(source, number), error, number, on_error)[0]]
 
 
 def _fail(name: str, error: MedimgError, number: int, on_error: str) -> tuple[ScoredSource, Any]:

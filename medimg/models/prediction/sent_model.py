@@ -5,61 +5,86 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections import OrderedDict, deque
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
-import torch
-
-from medimg.errors import ExecutorError
+from medimg.executors.executor_map import SMALL_RESULTS
+from medimg.executors.worker_warnings import map_with_warnings
 from medimg.io.files.atomic import hash_file
-from medimg.preprocessing.torch_threads import map_sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
     from concurrent.futures import Executor
+    from contextlib import AbstractContextManager
 
-    from medimg.data.dataset import ImageDataset
-    from medimg.models.classifier import TransferClassifier
+    from medimg.errors import ExecutorError
 
-__all__ = ["map_with_model", "raise_lost_part"]
+__all__ = ["ModelSender", "map_with_model"]
 
+_Model = TypeVar("_Model")
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 #: Models that a process keeps, those used last.
 _MOST_LOADED: Final = 2
-_loaded: OrderedDict[str, TransferClassifier] = OrderedDict()
+_loaded: OrderedDict[tuple[str, object], Any] = OrderedDict()
 _lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
-class _SentModel:
+class ModelSender(Generic[_Model]):
+    """
+    How a model gets to workers.
+
+    Attributes
+    ----------
+    name : str
+        Name of its file.
+    write : callable
+        Writes the file, in the caller's process.
+    load : callable
+        Reads it, in a worker.
+    options : hashable
+        What else makes one loaded model another one than the next, such as its device.
+    within : callable
+        Makes the context that each task runs in.
+    """
+
+    name: str
+    write: Callable[[Path], object]
+    load: Callable[[Path], _Model]
+    options: object
+    within: Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class _SentModel(Generic[_Model]):
     """A model by its file; `data` are the bytes for a worker that can't see it."""
 
     path: Path
     sha256: str
-    device: str
-    load: Callable[[Path], TransferClassifier]
+    options: object
+    load: Callable[[Path], _Model]
     data: bytes | None = None
 
-    def get(self) -> TransferClassifier | None:
+    def get(self) -> _Model | None:
         """Return the model, read once in this process; None if its file is not visible here."""
+        key = (self.sha256, self.options)
         with _lock:
-            model = _loaded.get(self.sha256)
-            if model is None:
+            if key not in _loaded:
                 model = self._read()
                 if model is None:
                     return None
-                _loaded[self.sha256] = model.to(_find_device(self.device))
+                _loaded[key] = model
                 while len(_loaded) > _MOST_LOADED:
                     _loaded.popitem(last=False)
-            _loaded.move_to_end(self.sha256)
-            return _loaded[self.sha256]
+            _loaded.move_to_end(key)
+            return cast("_Model", _loaded[key])
 
-    def _read(self) -> TransferClassifier | None:
+    def _read(self) -> _Model | None:
         if self.data is None:
             return self.load(self.path) if self.path.exists() else None
         with tempfile.TemporaryDirectory(prefix="medimg-") as folder:
@@ -68,32 +93,13 @@ class _SentModel:
             return self.load(path)
 
 
-def _find_device(name: str) -> torch.device:
-    """Return the device of the caller's model if this machine has it, else the CPU."""
-    device = torch.device(name)
-    found = getattr(torch, device.type, None)
-    return torch.device(device.type) if device.type == "cpu" or (found and found.is_available()) else _CPU
-
-
-_CPU: Final = torch.device("cpu")
-
-
-@contextmanager
-def _send_model(model: TransferClassifier) -> Iterator[_SentModel]:
-    """Yield a model as the workers of an executor get it; its file is removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="medimg-") as folder:
-        path = Path(folder) / "model.safetensors"
-        model.save(path)
-        yield _SentModel(path, hash_file(path), next(model.parameters()).device.type, type(model).load)
-
-
 class _Missing:
     """The answer of a worker that can't see the file of the model."""
 
 
 def map_with_model(
-    model: TransferClassifier,
-    work: Callable[[TransferClassifier, _Item], _Result],
+    sender: ModelSender[_Model],
+    work: Callable[[_Model, _Item], _Result],
     items: Iterable[_Item],
     workers: int | None,
     executor: Executor,
@@ -108,28 +114,29 @@ def map_with_model(
             waiting.append(item)
             yield item
 
-    with _send_model(model) as sent:
-        whole: _SentModel | None = None
-        results = map_sources(partial(_run, sent, work), note(), workers, executor, lost=lost, small=True)
-        for result in results:
-            item = waiting.popleft()
-            if not isinstance(result, _Missing):
-                yield result
-                continue
-            whole = whole or replace(sent, data=sent.path.read_bytes())
-            again = map_sources(partial(_run, whole, work), [item], 1, executor, lost=lost)
-            yield from cast("Generator[_Result]", again)
+    def start(sent: _SentModel[_Model], some: Iterable[_Item], count: int | None) -> Generator[Any]:
+        return map_with_warnings(
+            executor, partial(_run, sent, work), some, lost=lost, within=sender.within, workers=count,
+            ahead=SMALL_RESULTS,
+        )  # fmt: skip
 
-
-def raise_lost_part(part: ImageDataset, error: ExecutorError) -> NoReturn:
-    """Raise the error of a part of a dataset, whose items must all be there."""
-    names = tuple(dict.fromkeys(part.sources))
-    more = f" or one of {len(names) - 1} more" if len(names) > 1 else ""
-    raise ExecutorError(f"{names[0]}{more}: {error}") from error
+    with tempfile.TemporaryDirectory(prefix="medimg-") as folder:
+        path = Path(folder) / sender.name
+        sender.write(path)
+        sent = _SentModel(path, hash_file(path), sender.options, sender.load)
+        whole: _SentModel[_Model] | None = None
+        with closing(start(sent, note(), workers)) as results:
+            for result in results:
+                item = waiting.popleft()
+                if not isinstance(result, _Missing):
+                    yield result
+                    continue
+                whole = whole or replace(sent, data=path.read_bytes())
+                yield from start(whole, [item], 1)
 
 
 def _run(
-    sent: _SentModel, work: Callable[[TransferClassifier, _Item], _Result], item: _Item
+    sent: _SentModel[_Model], work: Callable[[_Model, _Item], _Result], item: _Item
 ) -> _Result | _Missing:
     model = sent.get()
     return _Missing() if model is None else work(model, item)
