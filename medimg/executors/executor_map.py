@@ -148,6 +148,9 @@ class _Run(Generic[_Item, _Result]):
             raise ExecutorError(
                 f"the executor takes no tasks ({error}); pass one that is not shut down"
             ) from error
+        except Exception as error:
+            _check_was_sent(error)
+            raise
 
     def _recover(self, begun: deque[_Task[_Item, _Result]]) -> None:
         """Run lost tasks again: which of them took the worker down is unknown."""
@@ -210,7 +213,8 @@ class _Run(Generic[_Item, _Result]):
         except Exception as error:
             raise ExecutorError(
                 f"the workers of the executor can't run any task ({type(error).__name__}); check its "
-                "initializer, and that they can import medimg"
+                "initializer, that they can import medimg, and that the script that starts them does its "
+                'work under if __name__ == "__main__":'
             ) from error
 
 
@@ -226,15 +230,34 @@ def _take(future: Future[_Result]) -> _Result:
     try:
         return future.result()
     except Exception as error:
-        if _is_pickling_error(error):
-            raise also(ExecutorError, TypeError)(
-                f"a source can't be sent to the executor's workers ({type(error).__name__}: {error}); pass "
-                "paths or series instead of open files and objects"
-            ) from error
+        _check_was_sent(error)
         raise
+
+
+def _check_was_sent(error: Exception) -> None:
+    """Raise ExecutorError if an error says that a task could not be pickled."""
+    if not _is_pickling_error(error):
+        return
+    # what Dask and Ray raise shows the whole task, which may have a patient's name
+    first = _find_first(error)
+    raise also(ExecutorError, TypeError)(
+        f"a task can't be sent to the executor's workers ({type(first).__name__}: {first}); pass paths or "
+        "series instead of open files and objects, and functions of a module instead of lambdas"
+    ) from first
 
 
 def _is_pickling_error(error: Exception) -> bool:
     return type(error).__name__ == "PicklingError" or (
-        isinstance(error, TypeError | AttributeError) and "pickle" in str(error)
+        isinstance(error, TypeError | AttributeError)
+        and ("pickle" in str(error) or "Could not serialize" in str(error))
     )
+
+
+def _find_first(error: BaseException) -> BaseException:
+    """Return the error that all others of a chain were raised by."""
+    before = error.__cause__ or error.__context__
+    # concurrent.futures shows the traceback of another process as a cause
+    while before is not None and type(before).__name__ != "_RemoteTraceback":
+        error = before
+        before = error.__cause__ or error.__context__
+    return error

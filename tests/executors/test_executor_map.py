@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
+import traceback
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -127,7 +129,7 @@ def test_a_task_that_kills_its_worker_is_reported_and_passed_over() -> None:
 def test_workers_that_die_of_anything_are_an_error() -> None:
     with (
         ProcessPoolExecutor(1, mp_context=_SPAWN, initializer=die) as pool,
-        pytest.raises(ExecutorError, match="can't run any task"),
+        pytest.raises(ExecutorError, match=r"can't run any task.*if __name__"),
     ):
         list(executor_map(pool, square, range(5), lost=lost))
 
@@ -136,6 +138,23 @@ def test_what_can_not_be_sent_is_an_error(processes: ProcessPoolExecutor) -> Non
     with pytest.raises(ExecutorError, match="can't be sent"):
         list(executor_map(processes, square, [threading.Lock()], lost=lost))  # type: ignore[arg-type]  # wrong on purpose
     assert list(executor_map(processes, square, [2], lost=lost)) == [4]
+
+
+class _Cluster(Executor):
+    """Reports what it can't send as Dask and Ray do: when it is submitted, with the whole task."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        try:
+            pickle.dumps(args)
+        except TypeError as error:
+            raise TypeError("Could not serialize the argument", f"{args} of DOE^JANE") from error
+        raise AssertionError("it could be sent")
+
+
+def test_what_a_cluster_can_not_send_is_an_error_without_the_task() -> None:
+    with pytest.raises(ExecutorError, match=r"can't be sent.*cannot pickle") as found:
+        list(executor_map(_Cluster(), square, [threading.Lock()], lost=lost))  # type: ignore[arg-type]  # wrong on purpose
+    assert "JANE" not in "".join(traceback.format_exception(found.value))
 
 
 def test_an_executor_that_is_shut_down_is_an_error() -> None:

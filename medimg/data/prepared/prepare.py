@@ -426,7 +426,10 @@ def _open_source(job: _Job, task: tuple[int, Any]) -> _Entry:
             raise ReadError("it is in memory; expected one on disk")
         key = job.find_key(series)
         if key is None:
-            raise ReadError("its files are not on disk, by whose states it is recognized; copy them there")
+            raise ReadError(
+                "its files are not on a disk that this worker sees; pass absolute paths, and copy what is at "
+                "a URL"
+            )
         return _Entry(key, series.path, series, job.loader.recipe.count(series))
     except MedimgError as error:
         return _fail_source(name, error)
