@@ -39,7 +39,11 @@ def check_executor(executor: object) -> Executor | None:
     """Return an executor, or None; ExecutorError for anything else."""
     if executor is None or isinstance(executor, Executor):
         return executor
-    hint = "; pass client.get_executor()" if callable(getattr(executor, "get_executor", None)) else ""
+    hint = ""
+    if callable(getattr(executor, "get_executor", None)):
+        hint = "; pass client.get_executor()"
+    elif callable(getattr(executor, "get_client", None)):
+        hint = "; pass cluster.get_client().get_executor()"
     raise also(ExecutorError, TypeError)(
         f"executor must be a concurrent.futures.Executor; found a {type(executor).__name__}{hint}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from medimg.core.parallel import ordered_map
@@ -146,11 +147,9 @@ def _scan_block(files: Sequence[Blob | str]) -> HeaderScan | None:
 def _add_block(found: HeaderScan, numbers: Sequence[int], scanned: HeaderScan) -> None:
     """Add what a worker found; ExecutorError if it does not see a file that is there."""
     for _, one in scanned.others:
-        if (
-            isinstance(one, Unreadable)
-            and isinstance(one.error, FileNotFoundError)
-            and os.path.exists(one.name)
-        ):
+        if not isinstance(one, Unreadable) or not isinstance(one.error, FileNotFoundError):
+            continue
+        if Path(one.name).exists():
             raise ExecutorError(
                 f"a worker does not see {one.name}; pass an absolute path, to a disk that all workers have"
             )

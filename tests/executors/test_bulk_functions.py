@@ -82,6 +82,17 @@ def test_scan(root: Path, executor: Executor) -> None:
     assert np.array_equal(found[0].read().array, expected[0].read().array)
 
 
+def test_scan_by_workers_that_do_not_see_the_files(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    with (
+        ProcessPoolExecutor(1, mp_context=_SPAWN, initializer=os.chdir, initargs=(tmp_path,)) as pool,
+        pytest.raises(ExecutorError, match=r"does not see a/.*absolute"),
+    ):
+        medimg.scan("a", executor=pool)
+
+
 @pytest.mark.data
 def test_scan_of_real_files(executor: Executor, real_data: Path) -> None:
     folder = real_data / "dicom_misc"

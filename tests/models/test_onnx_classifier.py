@@ -84,6 +84,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported(tmp_path_factory.mktemp("exported"))
 
 
+@pytest.mark.filterwarnings("ignore::medimg.errors.MedimgWarning")
 @pytest.mark.parametrize("kind", ["processes", "threads"])
 @pytest.mark.parametrize("unit", ["series", "image"])
 def test_by_an_executor(exported: Exported, kind: str, unit: Any) -> None:
@@ -458,11 +459,11 @@ def test_the_file_beside(exported: Exported, tmp_path: Path) -> None:
 
 
 def test_a_missing_runtime(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medimg.models.portable import onnx_classifier
+    from medimg.models.portable import onnx_session
 
     def missing(name: str) -> Any:
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(onnx_classifier, "import_module", missing)
+    monkeypatch.setattr(onnx_session, "import_module", missing)
     with pytest.raises(medimg.errors.MissingDependencyError, match=r"medimg\[export\]"):
         OnnxClassifier(exported.path)
