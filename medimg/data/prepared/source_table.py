@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import math
+import re
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +18,16 @@ if TYPE_CHECKING:
 
     from medimg.io.files.storage_folder import StorageFolder
 
-__all__ = ["FAILED", "MANIFEST", "PREPARED", "Manifest", "PreparedImages", "SourceRow", "load_arrow"]
+__all__ = [
+    "FAILED",
+    "MANIFEST",
+    "PREPARED",
+    "Manifest",
+    "PreparedImages",
+    "SourceRow",
+    "escape_text",
+    "load_arrow",
+]
 
 #: Name of the table in the folder.
 MANIFEST: Final = "manifest.parquet"
@@ -28,6 +40,8 @@ _SCHEMA: Final = 1
 _META: Final = b"medimg"
 _MOST_BYTES: Final = 2**32
 _DTYPES: Final = {"uint8": 1, "float16": 2, "float32": 4}
+_MOST_OFFSET: Final = 2**48
+_SHA256: Final = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +89,23 @@ class PreparedImages:
         return found
 
     def _check(self) -> None:
-        count = 1
-        for length in self.shape:
-            count *= length
-        n = self.shape[0] if self.shape else 0
+        lists = (self.shape, self.crc32, self.slices, self.sop_instance_uids)
         is_whole = (
-            self.dtype in _DTYPES
-            and n > 0
+            None not in (self.offset, self.size, *itertools.chain(*lists))
+            and self.dtype in _DTYPES
+            and len(self.shape) > 2
             and min(self.shape) > 0
-            and count * _DTYPES[self.dtype] == self.size
-            and self.offset >= 0
-            and {len(self.crc32), len(self.slices), len(self.sop_instance_uids)} == {n}
-            and len(self.shard) == 64
-            and self.shard.isalnum()
+            and math.prod(self.shape) * _DTYPES[self.dtype] == self.size
+            and 0 <= self.offset < _MOST_OFFSET
+            and {len(one) for one in lists[1:]} == {self.shape[0]}
+            and all(_SHA256.fullmatch(text or "") for text in (self.shard, self.digest))
         )
         if not is_whole:
             raise DatasetError("a row of the manifest contradicts itself; prepare the folder again")
+
+    def has_shape_of(self, image_shape: tuple[int, ...]) -> bool:
+        """Whether each image is one of a recipe, (C, *size), with one channel or all."""
+        return self.shape[2:] == image_shape[1:] and self.shape[1] in (1, image_shape[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +165,12 @@ class Manifest:
 
     def _columns(self) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]] = {
-            name: [getattr(row, name) for row in self.rows]
+            name: [escape_text(getattr(row, name)) for row in self.rows]
             for name in ("key", "source", "outcome", "error", "series_uid", "modality")
         }
         columns["label"] = [_label_text(label) for label in self.labels]
-        columns["patient"] = list(self.patients)
-        columns["domain"] = list(self.domains)
+        columns["patient"] = list(map(escape_text, self.patients))
+        columns["domain"] = list(map(escape_text, self.domains))
         for one in fields(PreparedImages):
             columns[one.name] = [
                 None if row.images is None else _as_list(getattr(row.images, one.name)) for row in self.rows
@@ -196,11 +211,22 @@ class Manifest:
 def _make_row(values: dict[str, Any]) -> SourceRow:
     plain = {name: values[name] for name in ("key", "source", "outcome", "error", "series_uid", "modality")}
     is_prepared = plain["outcome"] == PREPARED
+    if None in (*plain.values(), values["patient"], values["domain"]):
+        raise DatasetError("a row of the manifest lacks a value; prepare the folder again")
+    if not is_prepared and plain["outcome"] != FAILED:
+        raise DatasetError("a row of the manifest has an unknown outcome; prepare the folder again")
     return SourceRow(**plain, images=PreparedImages.from_values(values) if is_prepared else None)
 
 
 def _label_text(label: object) -> str | None:
-    return json.dumps(list(label)) if isinstance(label, tuple) else None if label is None else str(label)
+    if label is None:
+        return None
+    return json.dumps(list(label)) if isinstance(label, tuple) else escape_text(str(label))
+
+
+def escape_text(text: str) -> str:
+    """Return a text as it can be encoded: names of files that are not UTF-8 contain surrogates."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _parse_label(text: str | None, task: object) -> Any:

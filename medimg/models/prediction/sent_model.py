@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections import OrderedDict, deque
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, cast
 
 import torch
 
 from medimg.errors import ExecutorError
-from medimg.io.files.atomic import hash_file
+from medimg.io.files.atomic import hash_file, temporary_folder
 from medimg.preprocessing.torch_threads import map_sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
     from concurrent.futures import Executor
+    from pathlib import Path
 
     from medimg.data.dataset import ImageDataset
     from medimg.models.classifier import TransferClassifier
@@ -62,8 +61,8 @@ class _SentModel:
     def _read(self) -> TransferClassifier | None:
         if self.data is None:
             return self.load(self.path) if self.path.exists() else None
-        with tempfile.TemporaryDirectory(prefix="medimg-") as folder:
-            path = Path(folder) / self.path.name
+        with temporary_folder() as folder:
+            path = folder / self.path.name
             path.write_bytes(self.data)
             return self.load(path)
 
@@ -81,8 +80,8 @@ _CPU: Final = torch.device("cpu")
 @contextmanager
 def _send_model(model: TransferClassifier) -> Iterator[_SentModel]:
     """Yield a model as the workers of an executor get it; its file is removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="medimg-") as folder:
-        path = Path(folder) / "model.safetensors"
+    with temporary_folder() as folder:
+        path = folder / "model.safetensors"
         model.save(path)
         yield _SentModel(path, hash_file(path), next(model.parameters()).device.type, type(model).load)
 
