@@ -174,7 +174,8 @@ def prepare(
     Parameters
     ----------
     sources : ImageDataset, SeriesIndex, or iterable of sources
-        Dataset, whose labels, patients, domains and reading policies are kept; or sources as for
+        Dataset, whose labels, patients, domains and reading policies are kept, with all images of each of its
+        series; or sources as for
         :func:`medimg.read_tensors`, without labels, with the Patient ID of their headers. They must be on
         disk.
     recipe : Preprocess or None

@@ -41,6 +41,11 @@ _META: Final = b"medimg"
 _MOST_BYTES: Final = 2**32
 _DTYPES: Final = {"uint8": 1, "float16": 2, "float32": 4}
 _MOST_OFFSET: Final = 2**48
+#: A table has at most so many values in a column, and one more for each byte of its file, each with so many
+#: bytes of text on average; and so many rows, and one more for so many bytes, as keys can't be compressed.
+_FEW_VALUES: Final = 2**17
+_LEAST_ROW: Final = 16
+_TEXT_FOR_VALUE: Final = 2**10
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 
 
@@ -188,9 +193,11 @@ class Manifest:
         arrow, parquet = load_arrow()
         expected = "expected the manifest of a folder that medimg.prepare wrote"
         try:
-            table = parquet.read_table(io.BytesIO(data))
+            table = _read_table(parquet, data, name)
             meta = json.loads((table.schema.metadata or {})[_META])
             rows = table.select(_make_schema(arrow).names).cast(_make_schema(arrow)).to_pylist()
+        except DatasetError:
+            raise
         except (arrow.ArrowException, OSError, KeyError, ValueError, RecursionError) as error:
             raise DatasetError(f"{name} can't be read ({type(error).__name__}); {expected}") from None
         stated = meta.pop("sha256", None) if isinstance(meta, dict) else None
@@ -206,6 +213,34 @@ class Manifest:
             domains=tuple(row["domain"] for row in rows),
             facts=meta,
         )
+
+
+def _read_table(parquet: Any, data: bytes, name: str) -> Any:
+    """Read a table whose texts stay as they are stored, each once; DatasetError if it is far larger."""
+    from pyarrow import compute
+
+    file = parquet.ParquetFile(io.BytesIO(data))
+    groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
+    columns = [group.column(n) for group in groups for n in range(group.num_columns)]
+    texts = {one.path_in_schema for one in columns if one.physical_type == "BYTE_ARRAY"}
+    most = _FEW_VALUES + len(data)
+    is_small = file.metadata.num_rows <= _FEW_VALUES + len(data) // _LEAST_ROW
+    table = None
+    if is_small and all(one.num_values <= most for one in columns):
+        table = parquet.read_table(io.BytesIO(data), read_dictionary=sorted(texts))
+        length = sum(_count_text(compute, chunk) for column in table.columns for chunk in column.chunks)
+    if table is None or length > _TEXT_FOR_VALUE * most:
+        raise DatasetError(f"{name} would take far more memory than its {len(data)} bytes; it is damaged")
+    return table
+
+
+def _count_text(compute: Any, array: Any) -> int:
+    """Return the length of all texts of a column, without making them."""
+    if hasattr(array, "flatten") and hasattr(array, "offsets"):
+        array = array.flatten()
+    if not hasattr(array, "dictionary"):
+        return 0
+    return int(compute.sum(compute.binary_length(array.dictionary).take(array.indices)).as_py() or 0)
 
 
 def _make_row(values: dict[str, Any]) -> SourceRow:

@@ -347,6 +347,34 @@ def test_manifests_that_contradict_themselves_are_errors(
         ImageDataset.from_prepared(out)
 
 
+@pytest.mark.parametrize(
+    ("count", "name", "value"),
+    [(10**6, "error", "x"), (10**4, "error", "x" * 10**7), (10**4, "sop_instance_uids", ["x" * 10**7])],
+    ids=["rows", "text", "text in lists"],
+)
+def test_small_manifests_of_large_tables_are_errors(
+    dataset: ImageDataset, tmp_path: Path, count: int, name: str, value: Any
+) -> None:
+    medimg.prepare(dataset, None, tmp_path / "out")
+    table = pyarrow.parquet.read_table(tmp_path / "out" / MANIFEST)
+    row = pyarrow.Table.from_pylist([table.to_pylist()[0] | {name: value}], table.schema)
+    numbers = pyarrow.array(np.zeros(count, np.int32))
+    arrays = []
+    for column in row.columns:
+        (values,) = column.chunks
+        if pyarrow.types.is_list(values.type):
+            found: Any = pyarrow.DictionaryArray.from_arrays(numbers, values.flatten()[:1])
+            found = pyarrow.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32), found)
+        else:
+            found = pyarrow.DictionaryArray.from_arrays(numbers, values)
+        arrays.append(found)
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(arrays, table.schema.names), file, compression="zstd")
+    assert len(file.getvalue()) < 500_000
+    with pytest.raises(DatasetError, match="far more memory"):
+        Manifest.from_bytes(file.getvalue(), "manifest")
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
 def test_pipes_in_place_of_files_are_errors(dataset: ImageDataset, tmp_path: Path) -> None:
     out = tmp_path / "out"
