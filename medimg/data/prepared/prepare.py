@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
 from medimg import __version__
@@ -33,6 +31,7 @@ from medimg.data.prepared.source_table import (
     PREPARED,
     Manifest,
     SourceRow,
+    escape_text,
     join_rows,
     load_arrow,
 )
@@ -40,6 +39,7 @@ from medimg.data.read_tensors import check_sources
 from medimg.data.resolved_source import ResolvedSource
 from medimg.errors import DatasetError, MedimgError, MedimgWarning, PreprocessError, ReadError
 from medimg.executors.executor_map import check_executor
+from medimg.io.files.atomic import temporary_folder
 from medimg.io.files.object_storage import is_remote_url
 from medimg.io.files.output import check_target
 from medimg.io.files.storage_folder import StorageFolder
@@ -174,7 +174,8 @@ def prepare(
     Parameters
     ----------
     sources : ImageDataset, SeriesIndex, or iterable of sources
-        Dataset, whose labels, patients, domains and reading policies are kept; or sources as for
+        Dataset, whose labels, patients, domains and reading policies are kept, with all images of each of its
+        series; or sources as for
         :func:`medimg.read_tensors`, without labels, with the Patient ID of their headers. They must be on
         disk.
     recipe : Preprocess or None
@@ -308,7 +309,7 @@ class _Run:
     def list_entries(self, sources: ImageDataset | Iterable[Source | Volume]) -> list[_Entry]:
         """Return the sources with their keys, and the error of those whose headers can't be read."""
         if isinstance(sources, ItemFacts):
-            self._facts |= {"task": sources.task, "classes": list(sources.classes)}
+            self._facts |= {"task": sources.task, "classes": list(map(escape_text, sources.classes))}
             used = {series: n for n, series in enumerate(map(id, sources.series))}
             labeled = [one for one in sources.labeled_series if id(one.series) in used]
             found = self._open([one.series for one in labeled])
@@ -388,6 +389,7 @@ class _Run:
             key: row
             for key, row in join_rows(parts).items()
             if row.images is not None
+            and row.images.has_shape_of(self._job.loader.recipe.image_shape)
             and sizes.get(shard_name(row.images.shard), 0) >= row.images.offset + row.images.size
         }
 
@@ -442,7 +444,9 @@ def _name_source(source: object, number: int) -> str:
 
 
 def _fail_source(name: str, error: MedimgError) -> _Entry:
-    return _Entry(content_hash(f"failed {name}"), name, None, error=f"{type(error).__name__}: {error}")
+    return _Entry(
+        content_hash(json_text(["failed", name])), name, None, error=f"{type(error).__name__}: {error}"
+    )
 
 
 def _lose_source(task: tuple[int, Any], error: ExecutorError) -> _Entry:
@@ -472,8 +476,8 @@ def _group(entries: Sequence[_Entry], job: _Job, shard_bytes: int) -> list[_Task
 def _prepare_shard(job: _Job, folder: StorageFolder, task: _Task) -> list[SourceRow] | None:
     """Render the images of some series, write their shard, and return their rows."""
     failed: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="medimg-") as temporary:
-        path = Path(temporary) / "shard.tar"
+    with temporary_folder() as temporary:
+        path = temporary / "shard.tar"
         with ShardWriter(path) as writer:
             for key, series in zip(task.keys, task.series, strict=True):
                 try:

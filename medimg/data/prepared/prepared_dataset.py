@@ -53,6 +53,12 @@ def open_prepared(where: str | os.PathLike[str], cache: Path | None) -> OpenedFo
             f"finished ({error})"
         ) from error
     recipe, task, classes = _read_facts(manifest)
+    shape = recipe.image_shape
+    if not all(row.images.has_shape_of(shape) for row in manifest.rows if row.images is not None):
+        raise DatasetError(
+            f"the manifest of {folder} has images of another shape than its recipe makes; prepare the folder "
+            "again"
+        )
     shards = ShardFiles(folder, cache)
     labeled = [
         LabeledSeries(make_series(row, shards, recipe), label, patient, domain)
@@ -76,6 +82,6 @@ def _read_facts(manifest: Manifest) -> tuple[Preprocess, Task, tuple[str, ...]]:
         raise DatasetError("the manifest states no known task and classes; prepare the folder again")
     try:
         recipe = Preprocess.from_dict(facts["recipe"])
-    except (MedimgError, KeyError, TypeError) as error:
+    except (MedimgError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"the manifest has no valid recipe ({error}); prepare the folder again") from error
     return recipe, task, tuple(classes or ())

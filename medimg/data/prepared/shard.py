@@ -15,6 +15,7 @@ import torch
 from medimg.data.cache.images import RenderedImages, compute_crc32
 from medimg.data.prepared.source_table import PreparedImages
 from medimg.errors import DatasetError
+from medimg.io.files.regular_file import explain_irregular
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,6 +105,10 @@ class ShardWriter:
 
 def map_images(path: Path, images: PreparedImages) -> RenderedImages:
     """Return the images of a source, mapped from a shard on disk, to be checked when they are first taken."""
+    # a pipe would be waited for
+    irregular = explain_irregular(path)
+    if irregular:
+        raise DatasetError(f"{path} is {irregular}; remove it, and prepare the folder again")
     try:
         array: Any = np.memmap(path, images.dtype, "c", images.offset, images.shape)
     except (OSError, ValueError) as error:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import math
+import re
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +18,16 @@ if TYPE_CHECKING:
 
     from medimg.io.files.storage_folder import StorageFolder
 
-__all__ = ["FAILED", "MANIFEST", "PREPARED", "Manifest", "PreparedImages", "SourceRow", "load_arrow"]
+__all__ = [
+    "FAILED",
+    "MANIFEST",
+    "PREPARED",
+    "Manifest",
+    "PreparedImages",
+    "SourceRow",
+    "escape_text",
+    "load_arrow",
+]
 
 #: Name of the table in the folder.
 MANIFEST: Final = "manifest.parquet"
@@ -28,6 +40,13 @@ _SCHEMA: Final = 1
 _META: Final = b"medimg"
 _MOST_BYTES: Final = 2**32
 _DTYPES: Final = {"uint8": 1, "float16": 2, "float32": 4}
+_MOST_OFFSET: Final = 2**48
+#: A table has at most so many values in a column, and one more for each byte of its file, each with so many
+#: bytes of text on average; and so many rows, and one more for so many bytes, as keys can't be compressed.
+_FEW_VALUES: Final = 2**17
+_LEAST_ROW: Final = 16
+_TEXT_FOR_VALUE: Final = 2**10
+_SHA256: Final = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +94,23 @@ class PreparedImages:
         return found
 
     def _check(self) -> None:
-        count = 1
-        for length in self.shape:
-            count *= length
-        n = self.shape[0] if self.shape else 0
+        lists = (self.shape, self.crc32, self.slices, self.sop_instance_uids)
         is_whole = (
-            self.dtype in _DTYPES
-            and n > 0
+            None not in (self.offset, self.size, *itertools.chain(*lists))
+            and self.dtype in _DTYPES
+            and len(self.shape) > 2
             and min(self.shape) > 0
-            and count * _DTYPES[self.dtype] == self.size
-            and self.offset >= 0
-            and {len(self.crc32), len(self.slices), len(self.sop_instance_uids)} == {n}
-            and len(self.shard) == 64
-            and self.shard.isalnum()
+            and math.prod(self.shape) * _DTYPES[self.dtype] == self.size
+            and 0 <= self.offset < _MOST_OFFSET
+            and {len(one) for one in lists[1:]} == {self.shape[0]}
+            and all(_SHA256.fullmatch(text or "") for text in (self.shard, self.digest))
         )
         if not is_whole:
             raise DatasetError("a row of the manifest contradicts itself; prepare the folder again")
+
+    def has_shape_of(self, image_shape: tuple[int, ...]) -> bool:
+        """Whether each image is one of a recipe, (C, *size), with one channel or all."""
+        return self.shape[2:] == image_shape[1:] and self.shape[1] in (1, image_shape[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +170,12 @@ class Manifest:
 
     def _columns(self) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]] = {
-            name: [getattr(row, name) for row in self.rows]
+            name: [escape_text(getattr(row, name)) for row in self.rows]
             for name in ("key", "source", "outcome", "error", "series_uid", "modality")
         }
         columns["label"] = [_label_text(label) for label in self.labels]
-        columns["patient"] = list(self.patients)
-        columns["domain"] = list(self.domains)
+        columns["patient"] = list(map(escape_text, self.patients))
+        columns["domain"] = list(map(escape_text, self.domains))
         for one in fields(PreparedImages):
             columns[one.name] = [
                 None if row.images is None else _as_list(getattr(row.images, one.name)) for row in self.rows
@@ -173,9 +193,11 @@ class Manifest:
         arrow, parquet = load_arrow()
         expected = "expected the manifest of a folder that medimg.prepare wrote"
         try:
-            table = parquet.read_table(io.BytesIO(data))
+            table = _read_table(parquet, data, name)
             meta = json.loads((table.schema.metadata or {})[_META])
             rows = table.select(_make_schema(arrow).names).cast(_make_schema(arrow)).to_pylist()
+        except DatasetError:
+            raise
         except (arrow.ArrowException, OSError, KeyError, ValueError, RecursionError) as error:
             raise DatasetError(f"{name} can't be read ({type(error).__name__}); {expected}") from None
         stated = meta.pop("sha256", None) if isinstance(meta, dict) else None
@@ -193,14 +215,53 @@ class Manifest:
         )
 
 
+def _read_table(parquet: Any, data: bytes, name: str) -> Any:
+    """Read a table whose texts stay as they are stored, each once; DatasetError if it is far larger."""
+    from pyarrow import compute
+
+    file = parquet.ParquetFile(io.BytesIO(data))
+    groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
+    columns = [group.column(n) for group in groups for n in range(group.num_columns)]
+    texts = {one.path_in_schema for one in columns if one.physical_type == "BYTE_ARRAY"}
+    most = _FEW_VALUES + len(data)
+    is_small = file.metadata.num_rows <= _FEW_VALUES + len(data) // _LEAST_ROW
+    table = None
+    if is_small and all(one.num_values <= most for one in columns):
+        table = parquet.read_table(io.BytesIO(data), read_dictionary=sorted(texts))
+        length = sum(_count_text(compute, chunk) for column in table.columns for chunk in column.chunks)
+    if table is None or length > _TEXT_FOR_VALUE * most:
+        raise DatasetError(f"{name} would take far more memory than its {len(data)} bytes; it is damaged")
+    return table
+
+
+def _count_text(compute: Any, array: Any) -> int:
+    """Return the length of all texts of a column, without making them."""
+    if hasattr(array, "flatten") and hasattr(array, "offsets"):
+        array = array.flatten()
+    if not hasattr(array, "dictionary"):
+        return 0
+    return int(compute.sum(compute.binary_length(array.dictionary).take(array.indices)).as_py() or 0)
+
+
 def _make_row(values: dict[str, Any]) -> SourceRow:
     plain = {name: values[name] for name in ("key", "source", "outcome", "error", "series_uid", "modality")}
     is_prepared = plain["outcome"] == PREPARED
+    if None in (*plain.values(), values["patient"], values["domain"]):
+        raise DatasetError("a row of the manifest lacks a value; prepare the folder again")
+    if not is_prepared and plain["outcome"] != FAILED:
+        raise DatasetError("a row of the manifest has an unknown outcome; prepare the folder again")
     return SourceRow(**plain, images=PreparedImages.from_values(values) if is_prepared else None)
 
 
 def _label_text(label: object) -> str | None:
-    return json.dumps(list(label)) if isinstance(label, tuple) else None if label is None else str(label)
+    if label is None:
+        return None
+    return json.dumps(list(label)) if isinstance(label, tuple) else escape_text(str(label))
+
+
+def escape_text(text: str) -> str:
+    """Return a text as it can be encoded: names of files that are not UTF-8 contain surrogates."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _parse_label(text: str | None, task: object) -> Any:

@@ -13,6 +13,7 @@ from medimg.io.files.atomic import atomic_path
 from medimg.io.files.byte_ranges import call_storage, fetch_object
 from medimg.io.files.object_storage import check_location, show_location
 from medimg.io.files.output import atomic_output, join_target
+from medimg.io.files.regular_file import explain_irregular
 from medimg.io.files.remote_folder import list_folder
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class StorageFolder:
     def of(cls, name: str, where: object) -> Self:
         """Return a folder; ReadError, with the `name` of the argument, if `where` is neither path nor URL."""
         found = check_location(name, where, error=ReadError)
+        if "\0" in str(found):
+            raise ReadError(f"{name} has a null character; expected a path or URL")
         return cls(found.absolute() if isinstance(found, Path) else found.rstrip("/"))
 
     def __str__(self) -> str:
@@ -76,6 +79,9 @@ class StorageFolder:
         if isinstance(place, str):
             return fetch_object(place, most)
         try:
+            irregular = explain_irregular(place)
+            if irregular:
+                raise ReadError(f"{place} is {irregular}; expected a file")
             size = place.stat().st_size
             if size > most:
                 raise ReadError(f"{place} has {size} bytes; at most {most} are read")

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections import OrderedDict, deque
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from medimg.executors.executor_map import SMALL_RESULTS
 from medimg.executors.worker_warnings import map_with_warnings
-from medimg.io.files.atomic import hash_file
+from medimg.io.files.atomic import hash_file, temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from medimg.errors import ExecutorError
 
@@ -87,8 +86,8 @@ class _SentModel(Generic[_Model]):
     def _read(self) -> _Model | None:
         if self.data is None:
             return self.load(self.path) if self.path.exists() else None
-        with tempfile.TemporaryDirectory(prefix="medimg-") as folder:
-            path = Path(folder) / self.path.name
+        with temporary_folder() as folder:
+            path = folder / self.path.name
             path.write_bytes(self.data)
             return self.load(path)
 
@@ -120,8 +119,8 @@ def map_with_model(
             ahead=SMALL_RESULTS,
         )  # fmt: skip
 
-    with tempfile.TemporaryDirectory(prefix="medimg-") as folder:
-        path = Path(folder) / sender.name
+    with temporary_folder() as folder:
+        path = folder / sender.name
         sender.write(path)
         sent = _SentModel(path, hash_file(path), sender.options, sender.load)
         whole: _SentModel[_Model] | None = None

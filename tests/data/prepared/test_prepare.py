@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -25,6 +29,7 @@ from hypothesis import strategies as st
 
 import medimg
 from medimg import ImageDataset, Preprocess
+from medimg.core.content_hash import content_hash, json_text
 from medimg.data.prepared.source_table import MANIFEST, Manifest
 from medimg.errors import DatasetError, LeakageError, MedimgError, MedimgWarning, PreprocessError, ReadError
 from tests.dicom_files import make_instance, write, write_stack
@@ -209,6 +214,8 @@ def test_it_is_wrong_to_call_it_so(dataset: ImageDataset, tmp_path: Path, root: 
         medimg.prepare([], None, out)
     with pytest.raises(ReadError, match="as a str"):
         medimg.prepare(dataset, None, Path("s3://bucket/out"))
+    with pytest.raises(ReadError, match="null character"):
+        medimg.prepare(dataset, None, "a\0b")
     with pytest.raises(DatasetError, match="manifest"):
         ImageDataset.from_prepared(tmp_path / "nowhere")
     assert not out.exists()
@@ -301,6 +308,101 @@ def test_damaged_manifests_are_errors(
         Manifest.from_bytes(bytes(data), "manifest")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [3, 40, 40]},
+        {"shape": [3, 1, 20, 80]},
+        {"shape": [3, 2, 20, 40]},
+        {"shape": [4800]},
+        {"shape": [None] * 4},
+        {"shard": None},
+        {"shard": "../" * 21 + "x"},
+        {"offset": None},
+        {"offset": 2**62},
+        {"digest": None},
+        {"digest": "no digest"},
+        {"patient": None},
+        {"outcome": "other"},
+        {"recipe": []},
+        {"recipe": Preprocess(size=4000).to_dict()},
+    ],
+    ids=str,
+)
+def test_manifests_that_contradict_themselves_are_errors(
+    dataset: ImageDataset, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    out = tmp_path / "out"
+    medimg.prepare(dataset, None, out)
+    table = pyarrow.parquet.read_table(out / MANIFEST)
+    meta = json.loads(table.schema.metadata[b"medimg"])
+    del meta["sha256"]
+    rows = table.to_pylist()
+    for name, value in change.items():
+        (meta if name in meta else rows[0])[name] = value
+    meta["sha256"] = content_hash(json_text(meta))
+    changed = pyarrow.Table.from_pylist(rows, table.schema.with_metadata({"medimg": json_text(meta)}))
+    pyarrow.parquet.write_table(changed, out / MANIFEST)
+    with pytest.raises(DatasetError, match="prepare the folder again"):
+        ImageDataset.from_prepared(out)
+
+
+@pytest.mark.parametrize(
+    ("count", "name", "value"),
+    [(10**6, "error", "x"), (10**4, "error", "x" * 10**7), (10**4, "sop_instance_uids", ["x" * 10**7])],
+    ids=["rows", "text", "text in lists"],
+)
+def test_small_manifests_of_large_tables_are_errors(
+    dataset: ImageDataset, tmp_path: Path, count: int, name: str, value: Any
+) -> None:
+    medimg.prepare(dataset, None, tmp_path / "out")
+    table = pyarrow.parquet.read_table(tmp_path / "out" / MANIFEST)
+    row = pyarrow.Table.from_pylist([table.to_pylist()[0] | {name: value}], table.schema)
+    numbers = pyarrow.array(np.zeros(count, np.int32))
+    arrays = []
+    for column in row.columns:
+        (values,) = column.chunks
+        if pyarrow.types.is_list(values.type):
+            found: Any = pyarrow.DictionaryArray.from_arrays(numbers, values.flatten()[:1])
+            found = pyarrow.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32), found)
+        else:
+            found = pyarrow.DictionaryArray.from_arrays(numbers, values)
+        arrays.append(found)
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(arrays, table.schema.names), file, compression="zstd")
+    assert len(file.getvalue()) < 500_000
+    with pytest.raises(DatasetError, match="far more memory"):
+        Manifest.from_bytes(file.getvalue(), "manifest")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_pipes_in_place_of_files_are_errors(dataset: ImageDataset, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    medimg.prepare(dataset, None, out)
+    (shard,) = (out / "shards").iterdir()
+    for path in (shard, out / MANIFEST):
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(DatasetError, match="not a regular file"):
+            ImageDataset.from_prepared(out)[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_not_utf8(root: Path, tmp_path: Path) -> None:
+    (root / "a" / "0").rename(root / "a" / os.fsdecode(b"caf\xe9"))
+    (root / "b").rename(root / os.fsdecode(b"\xe9"))
+    data = ImageDataset.from_folder(root, _RECIPE, progress=False)
+    sources = [*medimg.scan(root), tmp_path / os.fsdecode(b"no\xe9")]
+    with pytest.warns(MedimgWarning, match="1 of 7"):
+        medimg.prepare(sources, _RECIPE, tmp_path / "unlabeled")
+    medimg.prepare(data, None, tmp_path / "out", dtype="float32")
+    prepared = ImageDataset.from_prepared(tmp_path / "out")
+    assert torch.equal(images(prepared), images(data))
+    assert prepared.labels.tolist() == data.labels.tolist()
+    assert any("caf\\udce9" in series.path for series in prepared.series)
+    assert medimg.prepare(data, None, tmp_path / "out", dtype="float32").n_new == 0
+
+
 _CALL = """
 import sys, os, time, pathlib, medimg
 from medimg.data.prepared import prepare as module
@@ -337,6 +439,28 @@ def test_a_call_that_is_killed_is_continued(dataset: ImageDataset, root: Path, t
     assert torch.equal(
         images(ImageDataset.from_prepared(out)), images(ImageDataset.from_prepared(tmp_path / "whole"))
     )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+def test_temporary_files_of_a_call_that_is_killed_are_removed_by_the_next(
+    dataset: ImageDataset, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    call = _CALL.replace("    write(self", "    print('written', flush=True); time.sleep(60); write(self")
+    process = subprocess.Popen(
+        [sys.executable, "-c", call, str(root), str(tmp_path / "out")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "written\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert list(temporary.glob("*/shard.tar"))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    medimg.prepare(dataset, None, tmp_path / "out")
+    assert not list(temporary.iterdir())
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
