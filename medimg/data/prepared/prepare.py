@@ -20,11 +20,11 @@ from medimg.core.content_hash import content_hash, json_text
 from medimg.core.progress import Progress, progress_bar
 from medimg.core.volume import Volume
 from medimg.data.cache.images import DTYPES, RenderedImages, StoredDtype, encode_intensity
-from medimg.data.cache.keys import stat_files
 from medimg.data.image_loader import ImageLoader
 from medimg.data.items import ItemFacts, make_policies
 from medimg.data.patients import normalize_patient
 from medimg.data.prepared.shard import ShardWriter, shard_name
+from medimg.data.prepared.source_entry import PrepareJob, SourceEntry, open_sources
 from medimg.data.prepared.source_table import (
     FAILED,
     MANIFEST,
@@ -37,14 +37,13 @@ from medimg.data.prepared.source_table import (
 )
 from medimg.data.read_tensors import check_sources
 from medimg.data.resolved_source import ResolvedSource
-from medimg.errors import DatasetError, MedimgError, MedimgWarning, PreprocessError, ReadError
+from medimg.errors import DatasetError, MedimgError, MedimgWarning, PreprocessError
 from medimg.executors.executor_map import check_executor
 from medimg.io.files.atomic import temporary_folder
 from medimg.io.files.object_storage import is_remote_url
 from medimg.io.files.output import check_target
 from medimg.io.files.storage_folder import StorageFolder
 from medimg.io.series import Series
-from medimg.io.sources import name_source
 from medimg.preprocessing.preprocess import Preprocess, check_same_preprocessing
 from medimg.preprocessing.torch_threads import map_sources
 
@@ -63,8 +62,6 @@ if TYPE_CHECKING:
 __all__ = ["PreparedFolder", "prepare"]
 
 _SHARD_BYTES: Final = 2**27
-#: Incremented when equal keys no longer mean equal images.
-_SCHEMA: Final = 1
 
 
 @set_module("medimg")
@@ -126,19 +123,6 @@ class PreparedFolder:
         )
 
 
-class _Entry(NamedTuple):
-    """A source to prepare, with what training has to know of it."""
-
-    key: str
-    source: str
-    series: Series | None
-    n_images: int = 0
-    label: Any = None
-    patient: str = ""
-    domain: str = ""
-    error: str = ""
-
-
 class _Task(NamedTuple):
     """Sources whose images make one shard."""
 
@@ -175,9 +159,8 @@ def prepare(
     ----------
     sources : ImageDataset, SeriesIndex, or iterable of sources
         Dataset, whose labels, patients, domains and reading policies are kept, with all images of each of its
-        series; or sources as for
-        :func:`medimg.read_tensors`, without labels, with the Patient ID of their headers. They must be on
-        disk.
+        series; or sources as for :func:`medimg.read_tensors`, without labels, with the Patient ID of their
+        headers. They must be on disk.
     recipe : Preprocess or None
         Preprocessing; None for the dataset's own.
     out : str or Path
@@ -242,11 +225,11 @@ def prepare(
 
 def _make_job(
     sources: object, recipe: Preprocess | None, reading: Mapping[str, str] | None, dtype: StoredDtype
-) -> _Job:
+) -> PrepareJob:
     if not isinstance(sources, ItemFacts):
         if recipe is not None and not isinstance(recipe, Preprocess):
             raise DatasetError(f"recipe must be a Preprocess; found a {type(recipe).__name__}")
-        return _Job(ImageLoader(recipe or Preprocess(), make_policies(reading)), dtype)
+        return PrepareJob(ImageLoader(recipe or Preprocess(), make_policies(reading)), dtype)
     if reading is not None:
         raise DatasetError(
             "a dataset has its own reading policies; make it with reading=, and leave it out here"
@@ -255,28 +238,7 @@ def _make_job(
         check_same_preprocessing(
             recipe, sources.preprocess, name="recipe", other="the dataset", error=DatasetError
         )
-    return _Job(ImageLoader(sources.preprocess, sources.policies), dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """How images are made; small, as it is sent with each task."""
-
-    loader: ImageLoader
-    dtype: StoredDtype
-
-    def find_key(self, series: Series) -> str | None:
-        """Return a digest of all that the images of a series depend on; None if its files are not on disk."""
-        states = stat_files(series)
-        if states is None:
-            return None
-        facts = [
-            [_SCHEMA, __version__, self.loader.recipe.replace(mean=None, std=None).fingerprint, self.dtype],
-            [asdict(self.loader.policies), series.uid, list(series.files), list(series.shape)],
-            # inodes and times of change differ between copies and mounts
-            [[size, modified] for _, size, modified, _ in states],
-        ]
-        return content_hash(json_text(facts))
+    return PrepareJob(ImageLoader(sources.preprocess, sources.policies), dtype)
 
 
 class _Run:
@@ -285,7 +247,7 @@ class _Run:
     def __init__(
         self,
         folder: StorageFolder,
-        job: _Job,
+        job: PrepareJob,
         *,
         shard_bytes: int,
         workers: int | None,
@@ -306,7 +268,7 @@ class _Run:
             "classes": None,
         }
 
-    def list_entries(self, sources: ImageDataset | Iterable[Source | Volume]) -> list[_Entry]:
+    def list_entries(self, sources: ImageDataset | Iterable[Source | Volume]) -> list[SourceEntry]:
         """Return the sources with their keys, and the error of those whose headers can't be read."""
         if isinstance(sources, ItemFacts):
             self._facts |= {"task": sources.task, "classes": list(map(escape_text, sources.classes))}
@@ -323,15 +285,12 @@ class _Run:
             for entry in self._open(given)
         ]
 
-    def _open(self, sources: Iterable[Any]) -> Iterator[_Entry]:
-        work = partial(_open_source, self._job)
-        results = map_sources(
-            work, enumerate(sources), self._workers, self._executor, lost=_lose_source, small=True
+    def _open(self, sources: Iterable[Any]) -> list[SourceEntry]:
+        return open_sources(
+            self._job, sources, workers=self._workers, executor=self._executor, progress=self._progress
         )
-        with closing(results):
-            yield from progress_bar(results, desc="opening", unit="source", progress=self._progress)
 
-    def finish(self, entries: list[_Entry]) -> PreparedFolder:
+    def finish(self, entries: list[SourceEntry]) -> PreparedFolder:
         """Prepare what is missing, and write the manifest."""
         if not entries:
             raise DatasetError("there are no sources to prepare; expected at least one")
@@ -418,46 +377,11 @@ class _Run:
         return rows
 
 
-def _open_source(job: _Job, task: tuple[int, Any]) -> _Entry:
-    """Read the headers of a source."""
-    number, source = task
-    name = _name_source(source, number)
-    try:
-        series = ResolvedSource.resolve(source).image
-        if isinstance(series, Volume):
-            raise ReadError("it is in memory; expected one on disk")
-        key = job.find_key(series)
-        if key is None:
-            raise ReadError(
-                "its files are not on a disk that this worker sees; pass absolute paths, and copy what is at "
-                "a URL"
-            )
-        return _Entry(key, series.path, series, job.loader.recipe.count(series))
-    except MedimgError as error:
-        return _fail_source(name, error)
-
-
-def _name_source(source: object, number: int) -> str:
-    if isinstance(source, Series):
-        return source.path
-    return name_source(source) if isinstance(source, str | os.PathLike) else f"source {number}"
-
-
-def _fail_source(name: str, error: MedimgError) -> _Entry:
-    return _Entry(
-        content_hash(json_text(["failed", name])), name, None, error=f"{type(error).__name__}: {error}"
-    )
-
-
-def _lose_source(task: tuple[int, Any], error: ExecutorError) -> _Entry:
-    return _fail_source(_name_source(task[1], task[0]), error)
-
-
-def _fail(entry: _Entry) -> SourceRow:
+def _fail(entry: SourceEntry) -> SourceRow:
     return SourceRow(entry.key, entry.source, FAILED, entry.error)
 
 
-def _group(entries: Sequence[_Entry], job: _Job, shard_bytes: int) -> list[_Task]:
+def _group(entries: Sequence[SourceEntry], job: PrepareJob, shard_bytes: int) -> list[_Task]:
     """Return tasks of neighboring sources whose images fill a shard."""
     each = math.prod(job.loader.recipe.image_shape) * DTYPES[job.dtype].itemsize
     tasks: list[_Task] = []
@@ -473,7 +397,7 @@ def _group(entries: Sequence[_Entry], job: _Job, shard_bytes: int) -> list[_Task
     return tasks
 
 
-def _prepare_shard(job: _Job, folder: StorageFolder, task: _Task) -> list[SourceRow] | None:
+def _prepare_shard(job: PrepareJob, folder: StorageFolder, task: _Task) -> list[SourceRow] | None:
     """Render the images of some series, write their shard, and return their rows."""
     failed: dict[str, str] = {}
     with temporary_folder() as temporary:
@@ -503,7 +427,7 @@ def _prepare_shard(job: _Job, folder: StorageFolder, task: _Task) -> list[Source
     ]
 
 
-def _render(job: _Job, series: Series, key: str) -> RenderedImages:
+def _render(job: PrepareJob, series: Series, key: str) -> RenderedImages:
     images = job.loader.render(ResolvedSource.resolve(series), None)
     if job.find_key(series) != key:
         raise PreprocessError(f"{series.path} has changed while it was read; prepare it again")
