@@ -106,8 +106,16 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     # so that a module that is moved gets new parameters, of the type that claims to be there
     torch._has_compatible_shallow_copy_type: lambda *_: False,
 }
-#: What takes tensors of both devices: copies, and indices of the CPU.
-_MIXING = {Tensor.copy_, torch.Tensor.set_, Tensor.data.__set__, Tensor.grad.__set__}  # type: ignore[attr-defined]
+#: What takes tensors of both devices: copies, and shapes of others.
+_MIXING = {
+    Tensor.copy_,
+    Tensor.expand_as,
+    Tensor.reshape_as,
+    Tensor.set_,
+    Tensor.view_as,
+    Tensor.data.__set__,  # type: ignore[attr-defined]
+    Tensor.grad.__set__,  # type: ignore[attr-defined]
+}
 _INDEXING = {Tensor.__getitem__, Tensor.__setitem__}
 #: What takes no numbers of the CPU either.
 _STRICT = {torch.cat, torch.stack, torch.lerp}

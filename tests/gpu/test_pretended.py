@@ -170,7 +170,7 @@ def test_metrics_and_saliency(model: TransferClassifier) -> None:
     with pytest.warns(medimg.errors.MedimgWarning, match="no better than chance"):
         medimg.calibrate(there, data)
     medimg.fit_head(there, data)
-    medimg.lr_find(there, data, batch_size=4, steps=4)
+    medimg.lr_find(there, data, batch_size=4, steps=10)
     medimg.embed(there, data)
 
 
