@@ -23,7 +23,7 @@ _Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 class OnGpu(Tensor):
     """A tensor that claims to be on the GPU, while `pretended_gpu` lasts."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         copied = self.detach().clone().requires_grad_(self.requires_grad)
@@ -64,7 +64,8 @@ def _move(tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], *, gpu:
         moved = moved.clone()
     if gpu == there and moved is plain:
         return tensor
-    return _wrap(moved) if gpu else moved
+    found: Tensor = _wrap(moved) if gpu else moved
+    return found
 
 
 def _is_device(value: object) -> bool:
@@ -93,7 +94,7 @@ def _to_numpy(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 _SPECIAL: dict[Any, Callable[..., Any]] = {
-    Tensor.device.__get__: lambda t: _GPU if isinstance(t, OnGpu) else t.device,  # type: ignore[attr-defined]
+    Tensor.device.__get__: lambda t: _GPU if isinstance(t, OnGpu) else t.device,
     Tensor.is_cuda.__get__: lambda t: isinstance(t, OnGpu),  # type: ignore[attr-defined]
     Tensor.is_cpu.__get__: lambda t: not isinstance(t, OnGpu) and t.is_cpu,  # type: ignore[attr-defined]
     Tensor.to: _to,
@@ -114,7 +115,7 @@ _MIXING = {
     Tensor.set_,
     Tensor.view_as,
     Tensor.data.__set__,  # type: ignore[attr-defined]
-    Tensor.grad.__set__,  # type: ignore[attr-defined]
+    Tensor.grad.__set__,  # type: ignore[union-attr]
 }
 _INDEXING = {Tensor.__getitem__, Tensor.__setitem__}
 #: What takes no numbers of the CPU either.
