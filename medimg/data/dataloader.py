@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,12 +12,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medimg._public import set_module
+from medimg.data.cache.images import decode_intensity, normalize_images
+from medimg.data.items import ItemFacts
 from medimg.data.protocols import LabeledDataset
 from medimg.errors import DatasetError, MedimgError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from medimg.preprocessing.preprocess import Preprocess
 
 __all__ = [
     "Batch",
@@ -30,6 +34,7 @@ __all__ = [
     "load_items",
     "make_evaluation_loader",
     "make_training_loader",
+    "normalize_stored",
     "pad_bags",
     "repeat_epochs",
     "worker_errors",
@@ -57,6 +62,7 @@ class Batch(NamedTuple):
     labels: Tensor  # (B,) int64 or (B, K) float32
     mask: Tensor | None  # (B, N) bool: slices that are not padding
     indices: Tensor  # (B,) int64: indices in the dataset
+    stored: bool = False  # images are as their dataset stores them, before normalization
 
 
 @set_module("medimg")
@@ -115,10 +121,11 @@ def worker_errors() -> Iterator[None]:
 
 
 class _IndexedDataset(Dataset[tuple[Tensor, Any, int]]):
-    """Items with their index, which identifies duplicates of distributed sampling."""
+    """Items with their index, which identifies duplicates of distributed sampling; images may be `stored`."""
 
-    def __init__(self, items: LabeledDataset) -> None:
+    def __init__(self, items: LabeledDataset, *, stored: bool = False) -> None:
         self.items = items
+        self.stored = stored
 
     def __len__(self) -> int:
         return len(self.items)
@@ -128,7 +135,8 @@ class _IndexedDataset(Dataset[tuple[Tensor, Any, int]]):
         return image, label, index
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any, int]]:
-        found = load_items(self.items, indices)
+        taken: Any = self.items
+        found = taken.take_stored(indices) if self.stored else load_items(self.items, indices)
         return [(*item, index) for item, index in zip(found, indices, strict=True)]
 
 
@@ -274,6 +282,23 @@ def collate_indexed(items: Sequence[tuple[Tensor, Any, int]]) -> Batch:
     return Batch(images, labels, mask, indices)
 
 
+def _collate_stored(recipe: Preprocess, items: Sequence[tuple[Tensor, Any, int]]) -> Batch:
+    """Make a batch of stored images; those of several types or numbers of channels are normalized."""
+    labels = torch.stack([torch.as_tensor(label) for _, label, _ in items])
+    indices = torch.tensor([index for _, _, index in items])
+    images = [image for image, _, _ in items]
+    if len({(image.dtype, image.shape) for image in images}) == 1:
+        return Batch(torch.stack(images), labels, None, indices, stored=True)
+    return Batch(normalize_images(recipe, [image[None] for image in images]), labels, None, indices)
+
+
+def normalize_stored(batch: Batch, recipe: Preprocess) -> Batch:
+    """Normalize the images of a batch on their device, if they are as stored."""
+    if not batch.stored:
+        return batch
+    return batch._replace(images=recipe.normalize(decode_intensity(batch.images)), stored=False)
+
+
 def _pad_or_stack(images: list[Tensor]) -> tuple[Tensor, Tensor | None]:
     """Stack images, or pad bags of unequal length, whose mask is returned."""
     # odd: an image (C, H, W) or its embedding (F,); even: a bag of them, or a volume, all of one length
@@ -323,6 +348,19 @@ def _stack(images: list[Tensor]) -> Tensor:
     return first.as_strided((len(images), *first.shape), (size, *first.stride()))
 
 
+def _choose_options(items: LabeledDataset, *, pin_memory: bool, stored: bool) -> dict[str, Any]:
+    """Return how a loader takes, joins and pins items; what is on a GPU already can't be pinned."""
+    if pin_memory and not isinstance(items, ItemFacts):
+        ((image, _),) = load_items(items, [0], one_by_one=True)
+        pin_memory = not isinstance(image, Tensor) or image.device.type == "cpu"
+    stored = stored and hasattr(items, "take_stored") and items.unit != "series"
+    return {
+        "dataset": _IndexedDataset(items, stored=stored),
+        "collate_fn": partial(_collate_stored, items.preprocess) if stored else collate_indexed,
+        "pin_memory": pin_memory,
+    }
+
+
 def make_training_loader(
     items: LabeledDataset,
     *,
@@ -330,20 +368,22 @@ def make_training_loader(
     workers: int,
     pin_memory: bool,
     sampler: EpochSampler,
+    stored: bool = False,
 ) -> DataLoader[tuple[Tensor, Any, int]]:
     """
     Return shuffled batches, in the sampler's order.
+
+    With `stored` images of an :class:`medimg.ImageDataset` are as they are stored, for `normalize_stored` on
+    a GPU: a sixth of the bytes, for grayscale images in float16.
 
     A last batch of a single item is skipped, since batch normalization can't be trained on one.
     """
     count = len(sampler)
     return DataLoader(
-        _IndexedDataset(items),
+        **_choose_options(items, pin_memory=pin_memory, stored=stored),
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
-        collate_fn=collate_indexed,
-        pin_memory=pin_memory,
         drop_last=count > batch_size > 1 and count % batch_size == 1,
         # otherwise a loader draws from torch's global random state
         generator=torch.Generator(),
@@ -367,15 +407,14 @@ def make_evaluation_loader(
     workers: int,
     pin_memory: bool = False,
     share: Share | None = None,
+    stored: bool = False,
 ) -> DataLoader[tuple[Tensor, Any, int]]:
     """Return batches in the order of the dataset; each of several processes has as many."""
     return DataLoader(
-        _IndexedDataset(items),
+        **_choose_options(items, pin_memory=pin_memory, stored=stored),
         batch_size=batch_size,
         sampler=_SharedSampler(len(items), share or Share()),
         num_workers=workers,
-        collate_fn=collate_indexed,
-        pin_memory=pin_memory,
         persistent_workers=workers > 0,
         generator=torch.Generator(),
     )

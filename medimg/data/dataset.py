@@ -681,6 +681,11 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         images = normalize_images(self.preprocess, [self._store.take(i.source, i.image) for i in items])
         return [(image, self._get_label(item)) for image, item in zip(images, items, strict=True)]
 
+    def take_stored(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int | torch.Tensor]]:
+        """Return images (1 or C, *size) as they are stored, not to be written to, and their labels."""
+        items = [self._items[i] for i in indices]
+        return [(self._store.take(item.source, item.image)[0], self._get_label(item)) for item in items]
+
     def _get_label(self, item: Item) -> int | torch.Tensor:
         target = self._targets[item.source]
         return torch.from_numpy(np.array(target)) if self.task == "multilabel" else int(target)

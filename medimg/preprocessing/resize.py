@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -12,8 +11,6 @@ from medimg.preprocessing.resize_plan import AxisTaps, ResizePlan, compute_axis_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import numpy.typing as npt
 
     from medimg.preprocessing.resize_plan import Fit
 
@@ -56,7 +53,7 @@ def resize(
 def resize_depth(values: torch.Tensor, count: int) -> torch.Tensor:
     """Resize the first axis of contiguous values (D, ...) float32 to `count` with the same filter."""
     taps = compute_axis_taps(len(values), count, count, flip=False)
-    index, offsets, weights = (t.to(values.device) for t in _make_bags(taps, 1, len(values), (0, count, 0)))
+    index, offsets, weights = _make_bags(taps, 1, len(values), (0, count, 0), values.device)
     rows = F.embedding_bag(
         index,
         values.view(len(values), -1),
@@ -141,7 +138,7 @@ class Resizer:
         n, height, pitch = values.shape
         key = (id(taps), n, height, *part)
         if key not in self._bags:
-            self._bags[key] = tuple(t.to(self.device) for t in _make_bags(taps, n, height, part))
+            self._bags[key] = _make_bags(taps, n, height, part, self.device)
         index, offsets, weights = self._bags[key]
         sums = F.embedding_bag(
             index,
@@ -154,21 +151,23 @@ class Resizer:
         return sums.view(n, part[1] - part[0], pitch)
 
 
-def _make_bags(taps: AxisTaps, n: int, height: int, part: tuple[int, int, int]) -> tuple[torch.Tensor, ...]:
+def _make_bags(
+    taps: AxisTaps, n: int, height: int, part: tuple[int, int, int], device: torch.device
+) -> tuple[torch.Tensor, ...]:
     """Return index, offsets and weights of a part (start, stop, first input) of the results of n images."""
     start, stop, first = part
     used = slice(taps.ends[start], taps.ends[stop])
-    index = taps.index[used] - first
     ends = taps.ends[start : stop + 1] - taps.ends[start]
-    every = np.arange(n, dtype=np.int32)[:, None]
-    offsets = np.append((ends[:-1] + every * ends[-1]).ravel(), np.int32(n * ends[-1]))
-    arrays: tuple[npt.NDArray[Any], ...] = (
-        (index + every * np.int32(height)).ravel(),
-        offsets,
-        np.tile(taps.weights[used], n),
-    )
     with torch.inference_mode(mode=False):
-        return tuple(torch.from_numpy(a) for a in arrays)
+        # those of one image are copied, and repeated on the device
+        index, offsets, weights = (
+            torch.from_numpy(array).to(device)
+            for array in (taps.index[used] - first, ends, taps.weights[used])
+        )
+        every = torch.arange(n, dtype=torch.int32, device=device)[:, None]
+        many = (index + every * height).flatten()
+        starts = (offsets[:-1] + every * len(index)).flatten()
+        return many, torch.cat([starts, starts.new_full((1,), len(many))]), weights.repeat(n)
 
 
 def _round_to_odd_pitch(count: int) -> int:

@@ -33,6 +33,9 @@ from tests.models.small_network import make_network
 _REPOSITORY = Path(__file__).parents[2]
 _ON_GPU = torch.cuda.is_available()
 
+# libraries warn of much on a GPU, such as of matrix products that could be rounded more
+pytestmark = pytest.mark.filterwarnings("default" if _ON_GPU else "error")
+
 
 def ct(depth: int = 6, dtype: Any = np.int16, channels: int = 1) -> Volume:
     """A CT with bone, air and noise."""
