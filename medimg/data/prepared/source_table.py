@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from medimg.core.content_hash import content_hash, json_text
@@ -70,7 +71,9 @@ class PreparedImages:
         """Return it from a row of the table; DatasetError if it contradicts itself."""
         given: dict[str, Any] = {one.name: values[one.name] for one in fields(cls)}
         lists = ("shape", "crc32", "slices", "sop_instance_uids")
-        found = cls(**given | {name: tuple(given[name] or ()) for name in lists})
+        given |= {name: tuple(given[name] or ()) for name in lists}
+        # many rows have the same ones
+        found = cls(**given | {name: _share(given[name]) for name in ("shard", "dtype", "shape", "slices")})
         found._check()
         return found
 
@@ -91,6 +94,12 @@ class PreparedImages:
         )
         if not is_whole:
             raise DatasetError("a row of the manifest contradicts itself; prepare the folder again")
+
+
+@lru_cache(4096)
+def _share(value: Any) -> Any:
+    """Return the first one of equal values."""
+    return value
 
 
 @dataclass(frozen=True, slots=True)
