@@ -54,10 +54,10 @@ class Prepared:
         """Write the arrays of all series."""
         import medimg
 
-        images = [medimg.Volume(a[:, 0][None].astype(np.float32), np.eye(4)) for a in arrays]
+        images = [medimg.Volume(1000 * a[:, 0][None].astype(np.float32), np.eye(4)) for a in arrays]
         for number, volume in enumerate(images):
             volume.save(folder / "source" / f"{number:05d}.nii")
-        recipe = medimg.Preprocess(size=_SIZE, window=medimg.Window(center=0.5, width=1.0))
+        recipe = medimg.Preprocess(size=_SIZE, window=medimg.Window(center=500.5, width=1001.0))
         medimg.prepare(sorted((folder / "source").iterdir()), recipe, folder / "out", progress=False)
         shutil.rmtree(folder / "source")
 

@@ -128,7 +128,9 @@ class ImageStore:
         return self._keep(source, self.loader.load(self._resolve(source), self._addresses[source]))
 
     def _keep(self, source: int, images: RenderedImages) -> RenderedImages:
-        """Keep the mapping, or in memory the images that the cache does not hold."""
+        """Keep the mapping, or in memory the images that neither cache nor reader holds."""
+        if images.is_kept:
+            return images
         (self._in_memory if images.crc32 is None else self._mapped).put(source, images)
         return images
 

@@ -20,6 +20,7 @@ from medimg.errors import DatasetError, MedimgError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from medimg.data.prepared.shard_stream import ShardStream
     from medimg.preprocessing.preprocess import Preprocess
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "collate_indexed",
     "concat_batches",
     "epoch_seed",
+    "find_stream",
     "load_items",
     "make_evaluation_loader",
     "make_training_loader",
@@ -153,7 +155,8 @@ class EpochSampler(Sampler[int]):
 
     Batches of b items on each of w processes are together the batches of w·b items on one. Items left over
     when they are shared out are skipped in that epoch. With `odds` (n,), items are drawn with replacement, as
-    many as there are. `offset` is the number of the epoch that :meth:`set_epoch` calls 0.
+    many as there are. With a `stream` whose shards have no room together, only some are needed at a time.
+    `offset` is the number of the epoch that :meth:`set_epoch` calls 0.
 
     Examples
     --------
@@ -170,12 +173,14 @@ class EpochSampler(Sampler[int]):
         odds: Tensor | None = None,
         share: Share | None = None,
         offset: int = 0,
+        stream: ShardStream | None = None,
     ) -> None:
         self._count = count
         self._seed = seed
         self._odds = odds
         self._share = share or Share()
         self._offset = offset
+        self._stream = stream
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -191,22 +196,34 @@ class EpochSampler(Sampler[int]):
             order = torch.randperm(self._count, generator=generator)
         else:
             order = torch.multinomial(self._odds, self._count, replacement=True, generator=generator)
+        if self._stream is not None:
+            order = self._stream.arrange(order, generator)
         rank, world = self._share
-        yield from order[: len(self) * world][rank::world].tolist()
+        yield from _follow(self._stream, order[: len(self) * world][rank::world].tolist())
 
 
 class _SharedSampler(Sampler[int]):
     """Indices in order, shared out to processes; the first ones are repeated to make the shares equal."""
 
-    def __init__(self, count: int, share: Share) -> None:
-        self._count, self._share = count, share
+    def __init__(self, count: int, share: Share, stream: ShardStream | None) -> None:
+        self._count, self._share, self._stream = count, share, stream
 
     def __len__(self) -> int:
         return (self._count + self._share.world - 1) // self._share.world
 
     def __iter__(self) -> Iterator[int]:
         rank, world = self._share
-        yield from (i % self._count for i in range(rank, len(self) * world, world))
+        yield from _follow(self._stream, [i % self._count for i in range(rank, len(self) * world, world)])
+
+
+def _follow(stream: ShardStream | None, indices: list[int]) -> Iterator[int]:
+    return iter(indices) if stream is None else stream.follow(indices)
+
+
+def find_stream(items: LabeledDataset) -> ShardStream | None:
+    """Return the shards of a dataset that are fetched from object storage; None if there are none."""
+    find = getattr(items, "find_stream", None)
+    return None if find is None else find()
 
 
 @set_module("medimg")
@@ -413,7 +430,7 @@ def make_evaluation_loader(
     return DataLoader(
         **_choose_options(items, pin_memory=pin_memory, stored=stored),
         batch_size=batch_size,
-        sampler=_SharedSampler(len(items), share or Share()),
+        sampler=_SharedSampler(len(items), share or Share(), find_stream(items)),
         num_workers=workers,
         persistent_workers=workers > 0,
         generator=torch.Generator(),

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from medimg.data.cache.image_cache import ImageCache
     from medimg.data.identifiers import FilePatients
     from medimg.data.items import Item
+    from medimg.data.prepared.shard_stream import ShardStream
 
 __all__ = ["ImageDataset"]
 
@@ -440,6 +441,7 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         *,
         unit: Unit = "image",
         cache: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
     ) -> ImageDataset:
         """
         Make a dataset of a folder that :func:`medimg.prepare` wrote.
@@ -455,8 +457,13 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         unit : {"image", "series"}
             Unit of an item.
         cache : str or Path, optional
-            Folder for copies of the shards, needed for a URL: each is fetched when it is first used, and
-            checked against its SHA-256. It needs room for all of them. Processes can share it.
+            Folder for copies of the shards, needed for a URL: each is fetched before it is first used, and
+            checked against its SHA-256. Processes can share it.
+        cache_bytes : int, optional
+            Largest size of these copies, at least 4 of the largest shards; those that were not used for the
+            longest time are removed first. If not all have room, training goes through the shards in random
+            order, and shuffles the images of some shards at a time; give all processes of a training the same
+            bound. By default all copies are kept.
 
         Returns
         -------
@@ -465,14 +472,20 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
         Raises
         ------
         DatasetError
-            If there is no manifest, it is damaged, or `cache` is missing; later, if a shard is missing or
-            damaged.
+            If there is no manifest, it is damaged, `cache` is missing, or `cache_bytes` is too small; later,
+            if a shard is missing or damaged.
         MissingDependencyError
             If pyarrow is not installed (extra ``prepare``).
         """
         from medimg.data.prepared.prepared_dataset import open_prepared
 
-        found = open_prepared(where, None if cache is None else make_cache_folder(cache))
+        if cache_bytes is not None:
+            cache_bytes = check_whole_number("cache_bytes", cache_bytes, least=1, error=DatasetError)
+            if cache is None:
+                raise DatasetError(
+                    "cache_bytes bounds the size of a cache, and there is none; pass cache=folder"
+                )
+        found = open_prepared(where, None if cache is None else make_cache_folder(cache), cache_bytes)
         return cls(
             found.labeled,
             classes=found.classes,
@@ -814,6 +827,12 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
                 cache=self.cache,
                 reading=asdict(self._policies),
             )
+
+    def find_stream(self) -> ShardStream | None:
+        """Return the shards of the items if they are fetched from object storage."""
+        from medimg.data.prepared.shard_stream import ShardStream
+
+        return ShardStream([self._labeled[item.source].series.reader for item in self._items]) or None
 
     def find_item_keys(self) -> ItemKeys:
         """Return the cache addresses of the items; the files are opened to find them."""

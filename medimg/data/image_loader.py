@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from medimg.core.volume import Volume
 from medimg.data.cache.images import DamagedError, RenderedImages, normalize_images
@@ -46,8 +46,8 @@ class ImagesReader(Protocol):
         """Return the images; PreprocessError for another recipe than theirs."""
         ...
 
-    def refuse_damaged(self, error: DamagedError) -> NoReturn:
-        """Raise DatasetError for images that are not those that were prepared."""
+    def reload_images(self, error: DamagedError) -> RenderedImages:
+        """Return the images from their source again; DatasetError if they are not as prepared."""
         ...
 
 
@@ -89,7 +89,7 @@ class ImageLoader:
         """Render images again whose cached pixels are damaged, with a warning."""
         prepared = _find_prepared(source)
         if prepared is not None:
-            prepared.refuse_damaged(DamagedError("its pixels don't match their checksums"))
+            return prepared.reload_images(DamagedError("its pixels don't match their checksums"))
         if self.cache is not None and address is not None:
             self.cache.warn_of_damage(address, DamagedError("their pixels don't match their checksums"))
         return self.render(source, address)

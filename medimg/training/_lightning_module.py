@@ -22,6 +22,7 @@ from medimg.data.dataloader import (
     Share,
     concat_batches,
     epoch_seed,
+    find_stream,
     make_evaluation_loader,
     make_training_loader,
     normalize_stored,
@@ -141,6 +142,7 @@ class FineTuneModule(pl.LightningModule):
             odds=self._inputs.odds,
             share=self._share,
             offset=self._phase.epochs_before + self._start.done,
+            stream=find_stream(self._train),
         )
         return make_training_loader(self._train, sampler=sampler, **self._loader_options)
 
@@ -203,7 +205,7 @@ class FineTuneModule(pl.LightningModule):
         target = self.terms.targets[term]
         if target is None:
             return iter(())
-        sampler = EpochSampler(len(target), seed, share=self._share)
+        sampler = EpochSampler(len(target), seed, share=self._share, stream=find_stream(target))
         # a last batch of a single item is left out: it would have no batch statistics
         loader = make_training_loader(target, sampler=sampler, **{**self._loader_options, "workers": 0})
         return repeat_epochs(loader, sampler)

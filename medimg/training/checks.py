@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import torch
 
+from medimg.data.dataloader import find_stream
 from medimg.data.items import ItemFacts
 from medimg.data.leakage.check_leaks import check_splits
 from medimg.data.patients import patient_key
-from medimg.errors import LeakageError, TrainingError
+from medimg.errors import LeakageError, MedimgWarning, TrainingError
 from medimg.models.backbones.heads import feature_count
 from medimg.models.data_checks import check_dataset, check_same_unit
 from medimg.models.freezing import freeze_batchnorm_statistics
@@ -24,7 +27,10 @@ if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier
     from medimg.training._config import FineTuneConfig
 
-__all__ = ["check_data", "check_disjoint", "check_forward", "check_unit"]
+__all__ = ["check_data", "check_disjoint", "check_forward", "check_unit", "warn_of_sorted_shards"]
+
+#: Share of the items of one class above which shards of that class alone are no surprise.
+_COMMON: Final = 0.9
 
 
 def check_data(model: TransferClassifier, train: LabeledDataset, val: LabeledDataset | None) -> None:
@@ -54,6 +60,23 @@ def check_unit(config: FineTuneConfig, train: LabeledDataset) -> None:
         raise TrainingError(
             f"grad_slices={config.grad_slices} limits the slices of a bag, and the training dataset has "
             'single images (unit="image"): use grad_slices=None, or unit="series"'
+        )
+
+
+def warn_of_sorted_shards(train: LabeledDataset) -> None:
+    """Warn if the images that are shuffled together, as not all shards have room, are of few classes."""
+    stream = find_stream(train)
+    if stream is None or stream.window is None or train.labels.ndim != 1:
+        return
+    pure, count = stream.count_pure(train.labels)
+    most = np.unique(train.labels, return_counts=True)[1].max() / len(train)
+    if pure > count / 2 and most < _COMMON:
+        warnings.warn(
+            f"{pure} of {count} shards have images of one class only, and {stream.window} are shuffled at a "
+            "time, so that batches are of few classes: raise cache_bytes=, or prepare the sources in random "
+            "order in another folder",
+            MedimgWarning,
+            stacklevel=3,
         )
 
 

@@ -18,6 +18,7 @@ from medimg.data.augmentation.random_scan import make_augmentation
 from medimg.data.dataloader import (
     EpochSampler,
     epoch_seed,
+    find_stream,
     make_training_loader,
     repeat_epochs,
     worker_errors,
@@ -251,6 +252,7 @@ def _run_test(
         len(train),
         config.seed,
         odds=sampling_weights(train.labels, train.task) if config.balance == "sampler" else None,
+        stream=find_stream(train),
     )
     loader = make_training_loader(
         train,

@@ -63,6 +63,8 @@ class RenderedImages:
     sop_instance_uids: tuple[str, ...] = field(repr=False)
     #: (N,) of each mapped image, checked when it is first taken; None for images in memory
     crc32: npt.NDArray[np.int64] | None = field(default=None, repr=False)
+    #: whether their reader keeps them, and bounds how many
+    is_kept: bool = field(default=False, kw_only=True, repr=False)
     _checked: set[int] = field(default_factory=set, init=False, repr=False)
 
     @classmethod

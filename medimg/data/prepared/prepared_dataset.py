@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from medimg.core.read_report import Skipped
 from medimg.data._labels import LabeledSeries
 from medimg.data.class_names import sort_classes
-from medimg.data.prepared.reader import ShardFiles, make_series
+from medimg.data.prepared.reader import ShardFiles, make_affine, make_series
+from medimg.data.prepared.shard import file_size
+from medimg.data.prepared.shard_cache import ShardCache
 from medimg.data.prepared.source_table import MANIFEST, Manifest
 from medimg.errors import DatasetError, MedimgError, ReadError
 from medimg.io.files.object_storage import convert_failure
@@ -17,10 +19,11 @@ from medimg.preprocessing.preprocess import Preprocess
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from medimg.data.items import Task
+    from medimg.data.prepared.source_table import SourceRow
 
 __all__ = ["OpenedFolder", "open_prepared"]
 
@@ -37,8 +40,10 @@ class OpenedFolder:
     skipped: list[Skipped]
 
 
-def open_prepared(where: str | os.PathLike[str], cache: Path | None) -> OpenedFolder:
-    """Read the manifest of a folder; `cache` is the folder for shards of object storage."""
+def open_prepared(
+    where: str | os.PathLike[str], cache: Path | None, cache_bytes: int | None = None
+) -> OpenedFolder:
+    """Read the manifest of a folder; `cache`, up to `cache_bytes`, is for shards of object storage."""
     folder = StorageFolder.of("where", where)
     if folder.is_remote and cache is None:
         raise DatasetError(
@@ -59,9 +64,10 @@ def open_prepared(where: str | os.PathLike[str], cache: Path | None) -> OpenedFo
             f"the manifest of {folder} has images of another shape than its recipe makes; prepare the folder "
             "again"
         )
-    shards = ShardFiles(folder, cache)
+    shards = _find_shards(folder, cache, cache_bytes, manifest.rows)
+    affine = make_affine(recipe)
     labeled = [
-        LabeledSeries(make_series(row, shards, recipe), label, patient, domain)
+        LabeledSeries(make_series(row, shards, recipe, affine), label, patient, domain)
         for row, label, patient, domain in zip(
             manifest.rows, manifest.labels, manifest.patients, manifest.domains, strict=True
         )
@@ -72,6 +78,19 @@ def open_prepared(where: str | os.PathLike[str], cache: Path | None) -> OpenedFo
     found = classes or tuple(sort_classes({str(one.label) for one in labeled if one.label is not None}))
     skipped = [Skipped(row.source, row.error) for row in manifest.rows if row.images is None]
     return OpenedFolder(labeled, found, task, recipe, manifest.facts.get("reading") or {}, skipped)
+
+
+def _find_shards(
+    folder: StorageFolder, cache: Path | None, most: int | None, rows: Sequence[SourceRow]
+) -> ShardFiles | ShardCache:
+    if cache is None or not folder.is_remote:
+        return ShardFiles(folder)
+    sizes: dict[str, int] = {}
+    for row in rows:
+        if row.images is not None:
+            end = row.images.offset + row.images.size
+            sizes[row.images.shard] = max(sizes.get(row.images.shard, 0), end)
+    return ShardCache(folder, cache, most, {name: file_size(end) for name, end in sizes.items()})
 
 
 def _read_facts(manifest: Manifest) -> tuple[Preprocess, Task, tuple[str, ...]]:

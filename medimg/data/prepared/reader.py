@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import numpy as np
@@ -20,49 +17,37 @@ from medimg.preprocessing.preprocess import check_same_preprocessing
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import numpy.typing as npt
+
     from medimg.core.volume import Volume
     from medimg.data.cache.images import DamagedError, RenderedImages
+    from medimg.data.prepared.shard_cache import ShardCache
     from medimg.data.prepared.source_table import PreparedImages, SourceRow
     from medimg.io.files.storage_folder import StorageFolder
     from medimg.io.series import Policies
     from medimg.preprocessing.preprocess import Preprocess
 
-__all__ = ["PreparedReader", "ShardFiles", "make_series"]
+__all__ = ["PreparedReader", "ShardFiles", "make_affine", "make_series"]
 
 _FORMAT: Final = "prepared"
-_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class ShardFiles:
-    """The shards of a folder; those in object storage are copied to `cache` when they are first used."""
+    """The shards of a folder on disk."""
 
     folder: StorageFolder
-    cache: Path | None
 
-    def find(self, shard: str) -> Path:
-        """Return the path of a shard on disk, checked against its name if it is copied."""
-        if not self.folder.is_remote:
-            return self.folder.path(shard_name(shard))
-        assert self.cache is not None  # as from_prepared checks
-        path = self.cache / f"{shard}.tar"
-        if not path.exists():
-            # threads of this process wait for one another; what another process writes is the same
-            with _lock:
-                if not path.exists():
-                    self._fetch(shard, path)
-        return path
+    def load(self, images: PreparedImages) -> RenderedImages:
+        """Return the images of a source, mapped."""
+        return map_images(self.folder.path(shard_name(images.shard)), images)
 
-    def _fetch(self, shard: str, path: Path) -> None:
-        self.folder.fetch(shard_name(shard), path)
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != shard:
-            path.unlink(missing_ok=True)
-            raise DatasetError(
-                f"the shard {shard[:12]} of {self.folder} is damaged: its SHA-256 is not its name; remove "
-                "it, and prepare the folder again"
-            )
+    def reload(self, images: PreparedImages, error: DamagedError) -> NoReturn:
+        """Raise DatasetError for images that are not those that were prepared."""
+        raise DatasetError(
+            f"the shard {images.shard[:12]} of {self.folder} is damaged: {error}; remove it, and prepare the "
+            "folder again"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +55,7 @@ class PreparedReader(KnownContent):
     """Gives the images of one source as they were prepared."""
 
     images: PreparedImages
-    shards: ShardFiles
+    shards: ShardFiles | ShardCache
     recipe: Preprocess = field(repr=False)
     source: str = field(repr=False)
 
@@ -94,14 +79,11 @@ class PreparedReader(KnownContent):
             hint="prepare the sources again with it",
             error=PreprocessError,
         )
-        return map_images(self.shards.find(self.images.shard), self.images)
+        return self.shards.load(self.images)
 
-    def refuse_damaged(self, error: DamagedError) -> NoReturn:
-        """Raise DatasetError for images that are not those that were prepared."""
-        raise DatasetError(
-            f"the shard {self.images.shard[:12]} of {self.shards.folder} is damaged: {error}; remove it, and "
-            "prepare the folder again"
-        ) from error
+    def reload_images(self, error: DamagedError) -> RenderedImages:
+        """Return the images from a new copy of their shard; DatasetError if they are not as prepared."""
+        return self.shards.reload(self.images, error)
 
     def __call__(self, slices: Sequence[int] | None, policies: Policies) -> Volume:
         """Refuse to read pixels."""
@@ -118,19 +100,25 @@ class PreparedReader(KnownContent):
         )
 
 
-def make_series(row: SourceRow, shards: ShardFiles, recipe: Preprocess) -> Series:
+def make_affine(recipe: Preprocess) -> npt.NDArray[np.float64]:
+    """Return the affine of all series: at the recipe's own spacing, so that it counts their images."""
+    spacing = np.broadcast_to(np.asarray(recipe.spacing or 1.0, np.float64), 3)
+    return image_affine((spacing[0], spacing[1], spacing[2]))
+
+
+def make_series(
+    row: SourceRow, shards: ShardFiles | ShardCache, recipe: Preprocess, affine: npt.NDArray[np.float64]
+) -> Series:
     """Return the series of a source that was prepared: (1 or 3, N, H, W), as the recipe counts its images."""
     images = row.images
     assert images is not None  # of prepared sources only
     count, channels = images.shape[:2]
-    # at the recipe's own spacing, so that it counts these images and no others
-    spacing = np.broadcast_to(np.asarray(recipe.spacing or 1.0, np.float64), 3)
     return Series(
         uid=row.series_uid or row.source,
         modality=row.modality,
         description="",
         shape=(channels, count, images.shape[-2], images.shape[-1]),
-        affine=image_affine((spacing[0], spacing[1], spacing[2])),
+        affine=affine,
         space="image",
         files=(row.source,),
         format=_FORMAT,

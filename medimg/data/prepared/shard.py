@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-__all__ = ["ShardWriter", "map_images", "shard_name"]
+    import numpy.typing as npt
+
+__all__ = ["ShardWriter", "file_size", "map_images", "map_shard", "shard_name", "view_images"]
 
 _BLOCK: Final = 512  # of tar
 
@@ -29,6 +31,13 @@ _BLOCK: Final = 512  # of tar
 def shard_name(sha256: str) -> str:
     """Return the name of a shard in its folder."""
     return f"shards/{sha256}.tar"
+
+
+def file_size(end: int) -> int:
+    """Return the size of a shard whose last array ends at a position."""
+    # blocks of the array, two empty ones, and those up to a whole record
+    blocks = -(-end // _BLOCK) + 2
+    return -(-blocks * _BLOCK // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 class _HashedFile:
@@ -112,14 +121,42 @@ def map_images(path: Path, images: PreparedImages) -> RenderedImages:
     try:
         array: Any = np.memmap(path, images.dtype, "c", images.offset, images.shape)
     except (OSError, ValueError) as error:
-        raise DatasetError(
-            f"{path} is no whole shard ({type(error).__name__}); expected at least "
-            f"{images.offset + images.size} bytes: remove it, and prepare the folder again"
-        ) from None
+        raise _refuse_part(str(path), images, error) from None
+    return _wrap(array, images)
+
+
+def map_shard(path: Path) -> npt.NDArray[np.uint8]:
+    """Return the bytes of a whole shard on disk, mapped; FileNotFoundError if it is not there."""
+    try:
+        return np.memmap(path, np.uint8, "c")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} can't be mapped ({type(error).__name__}); remove it") from None
+
+
+def view_images(shard: npt.NDArray[np.uint8], images: PreparedImages) -> RenderedImages:
+    """Return the images of a source in a mapped shard, which is kept by others; see :func:`map_images`."""
+    try:
+        array = shard[images.offset : images.offset + images.size].view(images.dtype).reshape(images.shape)
+    except ValueError as error:
+        raise _refuse_part(shard_name(images.shard), images, error) from None
+    return _wrap(array, images, is_kept=True)
+
+
+def _wrap(array: Any, images: PreparedImages, *, is_kept: bool = False) -> RenderedImages:
     assert math.prod(images.shape) == array.size  # as the manifest is checked
     return RenderedImages(
         torch.from_numpy(array),
         images.slices,
         images.sop_instance_uids,
         np.array(images.crc32, np.int64),
+        is_kept=is_kept,
+    )
+
+
+def _refuse_part(name: str, images: PreparedImages, error: Exception) -> DatasetError:
+    return DatasetError(
+        f"{name} is no whole shard ({type(error).__name__}); expected at least "
+        f"{images.offset + images.size} bytes: remove it, and prepare the folder again"
     )

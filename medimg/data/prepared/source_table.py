@@ -8,6 +8,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from medimg.core.content_hash import content_hash, json_text
@@ -89,7 +90,9 @@ class PreparedImages:
         """Return it from a row of the table; DatasetError if it contradicts itself."""
         given: dict[str, Any] = {one.name: values[one.name] for one in fields(cls)}
         lists = ("shape", "crc32", "slices", "sop_instance_uids")
-        found = cls(**given | {name: tuple(given[name] or ()) for name in lists})
+        given |= {name: tuple(given[name] or ()) for name in lists}
+        # many rows have the same ones
+        found = cls(**given | {name: _share(given[name]) for name in ("shard", "dtype", "shape", "slices")})
         found._check()
         return found
 
@@ -111,6 +114,12 @@ class PreparedImages:
     def has_shape_of(self, image_shape: tuple[int, ...]) -> bool:
         """Whether each image is one of a recipe, (C, *size), with one channel or all."""
         return self.shape[2:] == image_shape[1:] and self.shape[1] in (1, image_shape[0])
+
+
+@lru_cache(4096)
+def _share(value: Any) -> Any:
+    """Return the first one of equal values."""
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,17 +6,18 @@ import hashlib
 import os
 import threading
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from medimg.core.content_hash import content_hash
 from medimg.core.logger import get_logger
 from medimg.errors import ReadError
 from medimg.io.files.atomic import atomic_path
+from medimg.io.files.bounded_folder import list_by_use, remove_least_used
 from medimg.io.files.private_folder import make_private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 __all__ = ["FileCache"]
 
@@ -80,29 +81,12 @@ class FileCache:
             get_logger().warning("the cache of the server can't be written: %s", error.strerror)
             return
         with self._lock:
-            self._total = self._list_sizes()[0] if self._total is None else self._total + size
+            if self._total is None:
+                self._total = sum(size for _, size, _ in list_by_use(self._folder, _SUFFIX))
+            else:
+                self._total += size
             if self._total > self._most:
-                self._total = self._remove_oldest()
+                self._total = remove_least_used(self._folder, _SUFFIX, self._most * _KEPT)
 
     def _find_path(self, key: Sequence[str]) -> Path:
         return self._folder / (content_hash(list(key)) + _SUFFIX)
-
-    def _list_sizes(self) -> tuple[int, list[tuple[float, int, Path]]]:
-        found = []
-        with suppress(OSError), os.scandir(self._folder) as entries:
-            for entry in entries:
-                if entry.name.endswith(_SUFFIX):
-                    with suppress(OSError):
-                        state = entry.stat(follow_symlinks=False)
-                        found.append((state.st_mtime, state.st_size, Path(entry.path)))
-        return sum(size for _, size, _ in found), found
-
-    def _remove_oldest(self) -> int:
-        total, found = self._list_sizes()
-        for _, size, path in sorted(found):
-            if total <= self._most * _KEPT:
-                break
-            with suppress(OSError):
-                path.unlink()
-                total -= size
-        return total

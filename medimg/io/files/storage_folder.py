@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from medimg.errors import ReadError, also
-from medimg.io.files.atomic import atomic_path
 from medimg.io.files.byte_ranges import call_storage, fetch_object
 from medimg.io.files.object_storage import check_location, show_location
 from medimg.io.files.output import atomic_output, join_target
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from typing import Self
 
 __all__ = ["StorageFolder"]
+
+#: Errors of this machine, not of the storage.
+_DISK_ERRORS: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,15 @@ class StorageFolder:
         except OSError as error:
             raise also(ReadError, type(error))(f"{place} can't be read: {error.strerror}") from None
 
-    def fetch(self, name: str, target: Path) -> None:
-        """Copy a file of object storage to one on disk, whole or not at all."""
-        with atomic_path(target) as temporary:
-            call_storage(f"{self.where}/{name}", lambda storage, path: storage.get_file(path, str(temporary)))
+    def copy(self, name: str, target: Path) -> None:
+        """Copy a file of object storage over one on disk; what is there after an error is a part of it."""
+        call_storage(f"{self.where}/{name}", lambda storage, path: _copy(storage, path, target))
+
+
+def _copy(storage: Any, path: str, target: Path) -> None:
+    try:
+        storage.get_file(path, str(target))
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise also(ReadError, OSError)(f"{target.parent.parent} can't be written: {error.strerror}") from None

@@ -32,36 +32,11 @@ from medimg import ImageDataset, Preprocess
 from medimg.core.content_hash import content_hash, json_text
 from medimg.data.prepared.source_table import MANIFEST, Manifest
 from medimg.errors import DatasetError, LeakageError, MedimgError, MedimgWarning, PreprocessError, ReadError
-from tests.dicom_files import make_instance, write, write_stack
+from tests.data.prepared.conftest import RECIPE
+from tests.dicom_files import write_stack
 
 if TYPE_CHECKING:
     from medimg.data.cache.images import StoredDtype
-
-_RECIPE = Preprocess(size=40, slices=3)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Two classes with three series each of five patients."""
-    root = tmp_path / "scans"
-    rng = np.random.default_rng(2)
-    for number in range(6):
-        for n in range(4 + number % 2):
-            instance = make_instance(
-                rng.integers(900, 1300, (12, 16), np.uint16),
-                ImagePositionPatient=[-10.0, -20.0, 2.0 * n],
-                InstanceNumber=n + 1,
-                SeriesInstanceUID=f"1.2.{number}",
-                StudyInstanceUID=f"1.3.{min(number, 4)}",
-                PatientID=f"SENTINEL-{min(number, 4)}",
-            )
-            write(instance, root / "ab"[number // 3] / f"{number}" / f"{n}.dcm")
-    return root
-
-
-@pytest.fixture
-def dataset(root: Path) -> ImageDataset:
-    return ImageDataset.from_folder(root, _RECIPE, progress=False)
 
 
 def images(data: ImageDataset) -> torch.Tensor:
@@ -111,12 +86,12 @@ def test_recipes(root: Path, tmp_path: Path, recipe: Preprocess) -> None:
 
 def test_sources_without_labels(root: Path, tmp_path: Path) -> None:
     index = medimg.scan(root)
-    medimg.prepare(index, _RECIPE, tmp_path / "a")
+    medimg.prepare(index, RECIPE, tmp_path / "a")
     prepared = ImageDataset.from_prepared(tmp_path / "a")
     assert not prepared.is_labeled
     assert len(set(prepared.patients)) == 5
     paths = sorted(path for path in root.glob("*/*"))
-    medimg.prepare(paths, _RECIPE, tmp_path / "b")
+    medimg.prepare(paths, RECIPE, tmp_path / "b")
     assert torch.equal(images(ImageDataset.from_prepared(tmp_path / "b")), images(prepared))
 
 
@@ -130,7 +105,7 @@ def test_several_labels(root: Path, tmp_path: Path) -> None:
         }
     )
     data = ImageDataset.from_csv(
-        table, preprocess=_RECIPE, label=["edema", "mass"], domain="site", patient=None
+        table, preprocess=RECIPE, label=["edema", "mass"], domain="site", patient=None
     )
     medimg.prepare(data, None, tmp_path / "out")
     prepared = ImageDataset.from_prepared(tmp_path / "out")
@@ -144,30 +119,30 @@ def test_a_second_call_reads_only_what_is_new_or_changed(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    first = medimg.prepare(ImageDataset.from_folder(root, _RECIPE, progress=False), None, out, shard_bytes=1)
+    first = medimg.prepare(ImageDataset.from_folder(root, RECIPE, progress=False), None, out, shard_bytes=1)
     assert first.n_new == 6
-    again = medimg.prepare(ImageDataset.from_folder(root, _RECIPE, progress=False), None, out)
+    again = medimg.prepare(ImageDataset.from_folder(root, RECIPE, progress=False), None, out)
     assert (again.n_new, again.n_prepared) == (0, 6)
     write_stack(root / "b" / "new", [100.0, 102.0, 104.0], SeriesInstanceUID="1.2.9", PatientID="SENTINEL-9")
     changed = root / "a" / "0"
     for path in changed.iterdir():
         os.utime(path, (1, 1))
-    more = medimg.prepare(ImageDataset.from_folder(root, _RECIPE, progress=False), None, out)
+    more = medimg.prepare(ImageDataset.from_folder(root, RECIPE, progress=False), None, out)
     assert (more.n_new, more.n_prepared) == (2, 7)
     # other labels need no images
     (root / "a" / "1").rename(root / "b" / "1")
-    moved = ImageDataset.from_folder(root, _RECIPE, progress=False)
+    moved = ImageDataset.from_folder(root, RECIPE, progress=False)
     found = medimg.prepare(moved, None, out)
     assert found.n_new <= 1
     prepared = ImageDataset.from_prepared(out)
     assert prepared.labels.tolist() == moved.labels.tolist()
-    other = medimg.prepare(moved.with_preprocess(_RECIPE.replace(size=32)), None, out)
+    other = medimg.prepare(moved.with_preprocess(RECIPE.replace(size=32)), None, out)
     assert other.n_new == 7
 
 
 def test_normalization_needs_no_other_images(dataset: ImageDataset, tmp_path: Path) -> None:
     medimg.prepare(dataset, None, tmp_path / "out", dtype="float32")
-    other = dataset.with_preprocess(_RECIPE.replace(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)))
+    other = dataset.with_preprocess(RECIPE.replace(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)))
     assert medimg.prepare(other, None, tmp_path / "out", dtype="float32").n_new == 0
     assert torch.equal(images(ImageDataset.from_prepared(tmp_path / "out")), images(other))
 
@@ -190,7 +165,7 @@ def test_unreadable_sources_are_reported_and_passed_over(root: Path, tmp_path: P
         os.utime(path, (1, 1))
     sources: list[Any] = [*index, tmp_path / "nowhere", b"no image"]
     with pytest.warns(MedimgWarning, match="3 of 8 sources could not be prepared"):
-        found = medimg.prepare(sources, _RECIPE, tmp_path / "out")
+        found = medimg.prepare(sources, RECIPE, tmp_path / "out")
     assert (found.n_prepared, found.n_failed) == (5, 3)
     table = found.to_pandas()
     assert table["outcome"].tolist() == ["prepared", "failed", *["prepared"] * 4, "failed", "failed"]
@@ -199,7 +174,7 @@ def test_unreadable_sources_are_reported_and_passed_over(root: Path, tmp_path: P
     assert len(prepared.skipped) == 3
     assert len(prepared) == 15
     with pytest.raises(DatasetError, match="could not be prepared"):
-        medimg.prepare([tmp_path / "nowhere"], _RECIPE, tmp_path / "other")
+        medimg.prepare([tmp_path / "nowhere"], RECIPE, tmp_path / "other")
 
 
 def test_it_is_wrong_to_call_it_so(dataset: ImageDataset, tmp_path: Path, root: Path) -> None:
@@ -227,7 +202,7 @@ def test_prepared_images_are_split_trained_on_and_evaluated(dataset: ImageDatase
     train, test = medimg.kfold(data, 2)[0]
     assert not set(train.patients) & set(test.patients)
     torch.manual_seed(0)
-    model = medimg.TransferClassifier("squeezenet1_1", classes=data.classes, weights=None, preprocess=_RECIPE)
+    model = medimg.TransferClassifier("squeezenet1_1", classes=data.classes, weights=None, preprocess=RECIPE)
     medimg.fine_tune(model, train, head_epochs=0, epochs=1, batch_size=4, progress=False)
     raw = dataset[[n for n, uid in enumerate(dataset.series_uids) if uid in set(test.series_uids)]]
     assert np.allclose(model.predict_proba(test), model.predict_proba(raw), atol=0.01)
