@@ -366,10 +366,10 @@ def test_pipes_in_place_of_files_are_errors(dataset: ImageDataset, tmp_path: Pat
 def test_names_that_are_not_utf8(root: Path, tmp_path: Path) -> None:
     (root / "a" / "0").rename(root / "a" / os.fsdecode(b"caf\xe9"))
     (root / "b").rename(root / os.fsdecode(b"\xe9"))
-    data = ImageDataset.from_folder(root, _RECIPE, progress=False)
+    data = ImageDataset.from_folder(root, RECIPE, progress=False)
     sources = [*medimg.scan(root), tmp_path / os.fsdecode(b"no\xe9")]
     with pytest.warns(MedimgWarning, match="1 of 7"):
-        medimg.prepare(sources, _RECIPE, tmp_path / "unlabeled")
+        medimg.prepare(sources, RECIPE, tmp_path / "unlabeled")
     medimg.prepare(data, None, tmp_path / "out", dtype="float32")
     prepared = ImageDataset.from_prepared(tmp_path / "out")
     assert torch.equal(images(prepared), images(data))
