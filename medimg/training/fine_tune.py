@@ -41,6 +41,7 @@ from medimg.training.history import HistoryRecorder
 from medimg.training.losses import make_loss
 from medimg.training.optimization.custom import OWN, CustomParts
 from medimg.training.optimization.optimizer import make_optimizer
+from medimg.training.optimization.sharding import check_sharding
 from medimg.training.resume import FILE, check_output, find_resume_file
 
 if TYPE_CHECKING:
@@ -383,6 +384,15 @@ def fine_tune(
         callbacks=callbacks,
         more=trainer_kwargs if trainer_kwargs is not None else {},
     )
+    check_sharding(
+        trainer.sharding,
+        model,
+        config,
+        adapts=bool(adapt),
+        compiled=compile,
+        channels_last=channels_last,
+        precision=trainer.options["precision"],
+    )
     trainer.check(config.seed)
     check_progress(progress)
     if not adaptations:  # which log scores of their own
@@ -401,7 +411,7 @@ def fine_tune(
         custom=custom,
         workers=check_processes(workers),
         pin_memory=trainer.uses_gpu,
-        channels_last=prefers_channels_last(model, channels_last),
+        channels_last=prefers_channels_last(model, channels_last) and trainer.sharding is None,
         cache=cache,
         resume_file=folder / FILE if folder is not None else None,
         more={
@@ -448,6 +458,7 @@ def fine_tune(
         ),
         terms=AdaptationTerms(adaptations, train, model, config.seed),
         kept_statistics=kept,
+        sharding=trainer.sharding,
         display=EpochDisplay(
             progress, config.head_epochs + config.epochs, own_bar=not trainer.has_progress_bar
         ),
