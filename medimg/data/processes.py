@@ -82,7 +82,9 @@ def lost_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, MedimgError) or not any(one in str(error).lower() for one in _LOST):
+        message = str(error).lower()
+        lost = _has_group() and any(one in message for one in _LOST)
+        if isinstance(error, MedimgError) or not lost:
             raise
         raise TrainingError(
             "another process of this training has ended, or can't be reached any more: find its error above "

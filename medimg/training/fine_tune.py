@@ -263,7 +263,8 @@ def fine_tune(
         Number of computers, each of which runs this script; "auto" is 1, or what ``torchrun`` or SLURM state.
     strategy : str
         Lightning's strategy for several devices: "auto", "ddp" or another one with a whole copy of the model
-        on each device. Strategies that divide the model, such as "fsdp", are refused.
+        on each device; or "fsdp", which divides parameters, gradients and optimizer between them, for models
+        that are too large for one. Its limits are in the guide.
     channels_last : bool or "auto"
         Whether the backbone runs in channels-last memory format, which is faster for convolutions on GPUs;
         "auto" for convolutional backbones.
@@ -308,8 +309,8 @@ def fine_tune(
     ------
     TrainingError
         If data and model don't match, a class has no example, a setting is invalid or would have no effect,
-        `output` has the results of an earlier training, the resume file belongs to another one, or the loss
-        is not finite.
+        `output` has the results of an earlier training, the resume file belongs to another one, the loss
+        is not finite, or another process of the training has ended.
     LeakageError
         If a patient is in both datasets.
     CheckpointError

@@ -101,7 +101,7 @@ def find_parts(backbone: nn.Module) -> list[nn.Module]:
 
     >>> from torchvision.models import resnet50
     >>> [type(part).__name__ for part in find_parts(resnet50())][:3], len(find_parts(resnet50()))
-    (['Bottleneck', 'Bottleneck', 'Bottleneck'], 11)
+    (['Bottleneck', 'Bottleneck', 'Bottleneck'], 10)
     """
     modules = chain.from_iterable(stage.modules for stage in split_stages(backbone))
     parts = list(chain.from_iterable(_open(module) for _, module in modules))
