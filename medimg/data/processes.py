@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import torch
 
-__all__ = ["Launched", "Processes", "count_processes", "find_launched", "is_main_process"]
+from medimg.errors import MedimgError, TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = [
+    "Launched",
+    "Processes",
+    "count_processes",
+    "find_launched",
+    "is_main_process",
+    "lost_processes",
+]
 
 _T = TypeVar("_T")
+
+#: What errors of gloo and NCCL contain when a process has ended.
+_LOST: Final = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection was likely closed",
+    "broken pipe",
+    "remote process exited",
+    "timed out waiting",
+)
 
 
 def is_main_process() -> bool:
@@ -52,6 +74,23 @@ def _is_slurm() -> bool:
 def _read_count(name: str) -> int:
     text = os.environ.get(name, "1")
     return max(1, int(text)) if text.isdecimal() else 1
+
+
+@contextmanager
+def lost_processes() -> Iterator[None]:
+    """Raise TrainingError if another process has ended, so that this one waits for it in vain."""
+    try:
+        yield
+    except RuntimeError as error:
+        message = str(error).lower()
+        lost = _has_group() and any(one in message for one in _LOST)
+        if isinstance(error, MedimgError) or not lost:
+            raise
+        raise TrainingError(
+            "another process of this training has ended, or can't be reached any more: find its error above "
+            "or in its log, and start all of them again; with output= and resume=True the training goes on "
+            "after the last epoch"
+        ) from error
 
 
 def count_processes(devices: object) -> int:
@@ -101,5 +140,6 @@ class Processes:
         if self.count == 1 or not _has_group():
             return value
         found = [value]
-        torch.distributed.broadcast_object_list(found, src=0)
+        with lost_processes():
+            torch.distributed.broadcast_object_list(found, src=0)
         return found[0]

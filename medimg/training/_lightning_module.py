@@ -39,6 +39,7 @@ from medimg.training._state import PhaseProgress
 from medimg.training.optimization.custom import naming, run_step
 from medimg.training.optimization.lr_scheduler import make_schedule
 from medimg.training.optimization.optimizer import make_optimizer
+from medimg.training.optimization.sharding import gathered, reshard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,6 +92,16 @@ class FineTuneModule(pl.LightningModule):
         self._steps = 0
         self._epoch_ended = False
         self._checked = False
+
+    def configure_model(self) -> None:
+        """Train a divided copy of the model, if the processes divide it."""
+        if self._state.sharding is not None and self._state.sharded is None:
+            self.model = self._state.shard_model(self._mesh)
+
+    @property
+    def _mesh(self) -> Any:
+        """Devices between which a model is divided."""
+        return None if self.device_mesh is None else self.device_mesh["data_parallel"]
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and its schedule, which is stepped after every step."""
@@ -173,16 +184,16 @@ class FineTuneModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Start the average of the weights, and continue callbacks that were interrupted."""
-        self._state.start_average(self.device)
+        self._state.start_average(self.device, self._mesh)
         if self._state.fit is not None:
             self._state.fit.restore_callbacks(self.trainer)
             self._state.fit = None
 
     def on_train_epoch_start(self) -> None:
         """Write the resume file, set the mode of each layer, and seed the random numbers of the epoch."""
-        if self._epoch_ended and self.trainer.is_global_zero:
+        if self._epoch_ended:
             # only now, because callbacks change their state at the end of an epoch too
-            self._state.save(self.trainer)
+            self._state.save(self.trainer, write=bool(self.trainer.is_global_zero))
         self.train()
         freeze_batchnorm_statistics(self.model, self._state.kept_statistics)
         self._started = time.perf_counter()
@@ -295,7 +306,10 @@ class FineTuneModule(pl.LightningModule):
                 images = images.contiguous(memory_format=torch.channels_last)
             return model.embed(images)
         slices = self._config.grad_slices if model.training else None
-        return model.embed(images, mask, grad_slices=slices)
+        # slices without a gradient pass a few at a time, in each process as often as its bags are long
+        alone = not (model.backbone.training and torch.is_grad_enabled())
+        with gathered(model.backbone) if alone and self._state.sharding is not None else nullcontext():
+            return model.embed(images, mask, grad_slices=slices)
 
     def _adaptation_progress(self, batch_idx: int) -> float:
         """Return the completed share, 0 to 1, of the phases that adapt."""
@@ -374,6 +388,8 @@ class FineTuneModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Score all validation data at once, each item counted once."""
+        if self._state.sharding is not None:
+            reshard(self._state.evaluated_model)
         logits = torch.cat([rows for rows, _ in self._predicted])
         indices = torch.cat([numbers for _, numbers in self._predicted])
         self._predicted = []
@@ -441,7 +457,7 @@ class FineTuneModule(pl.LightningModule):
             "lr": self._lr,
             "seconds": round(time.perf_counter() - self._started, 3),
         }
-        history.end_epoch(row, evaluated=state.evaluated_model, write=bool(self.trainer.is_global_zero))
+        history.end_epoch(row, evaluated=state.gather_evaluated(), write=bool(self.trainer.is_global_zero))
         if self.trainer.is_global_zero:
             state.display.end_epoch(history.rows, history.best_epoch)
         if history.early_stopping.is_due:
@@ -450,11 +466,11 @@ class FineTuneModule(pl.LightningModule):
         self._epoch_ended = True
 
     def on_train_end(self) -> None:
-        """Write the resume file: the phase is done."""
+        """Write the resume file, and make a divided model whole: the phase is done."""
         if self._epoch_ended:
             self._state.progress = PhaseProgress(self._start.number + 1)
-            if self.trainer.is_global_zero:
-                self._state.save()
+            self._state.save(write=bool(self.trainer.is_global_zero))
+        self._state.gather_model()
 
     @property
     def _epoch(self) -> int:

@@ -116,6 +116,8 @@ def _fit_phase(state: TrainingState, phase: Phase, trainer: TrainerConfig) -> No
         progress = state.display.progress if trainer.is_main_process else False
         train = _embed_dataset(inputs, train, progress)
         val = None if val is None else _embed_dataset(inputs, val, progress)
+    if state.sharding is not None:
+        inputs.model.to("cpu")  # each process trains its share of a copy
     module = FineTuneModule(state, phase, train=train, val=val, cached=cached)
     trainer.fit(module, phase.epochs - state.progress.done)
 

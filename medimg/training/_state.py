@@ -23,6 +23,7 @@ from medimg.preprocessing.preprocess import UNSTATED_REVISION
 from medimg.training import resume
 from medimg.training._phases import plan_phases
 from medimg.training.optimization.custom import loss_state, restore_loss
+from medimg.training.optimization.sharding import Sharding, copy_whole, is_sharded, whole_tensors
 
 if TYPE_CHECKING:
     import os
@@ -153,6 +154,10 @@ class TrainingState:
     terms: AdaptationTerms
     display: EpochDisplay
     average: WeightAverage | None = None
+    #: How the processes divide the model in training, if they do.
+    sharding: Sharding | None = None
+    #: The divided copy of the model that a phase trains; the model itself stays whole, as it was before.
+    sharded: TransferClassifier | None = None
     progress: PhaseProgress = PhaseProgress()
     #: BatchNorm layers whose statistics are kept.
     kept_statistics: tuple[str, ...] = ()
@@ -171,15 +176,41 @@ class TrainingState:
     @property
     def evaluated_model(self) -> TransferClassifier:
         """Model that is validated and saved: the one being trained, or the average of its weights."""
-        return self.inputs.model if self.average is None else self.average.classifier
+        return self._trained_model if self.average is None else self.average.classifier
 
-    def start_average(self, device: torch.device) -> None:
+    @property
+    def _trained_model(self) -> TransferClassifier:
+        return self.inputs.model if self.sharded is None else self.sharded
+
+    def shard_model(self, mesh: Any) -> TransferClassifier:
+        """Return a copy of the model that the processes divide, which is trained from now on."""
+        if self.sharding is None:
+            raise RuntimeError("the model is not to be divided")
+        self.sharded = self.sharding.copy_sharded(self.inputs.model, mesh)
+        return self.sharded
+
+    def gather_evaluated(self) -> TransferClassifier:
+        """Return the model that is validated and saved, whole; every process takes part."""
+        if self.sharded is None:
+            return self.evaluated_model
+        copy_whole(self.evaluated_model, self.inputs.model)
+        return self.inputs.model
+
+    def gather_model(self) -> None:
+        """Give the model the weights of its divided copy; every process takes part."""
+        if self.sharded is not None:
+            copy_whole(self.sharded, self.inputs.model)
+            self.sharded = None
+
+    def start_average(self, device: torch.device, mesh: Any = None) -> None:
         """Move the average of the weights to a device, if there is to be one; create it if it's missing."""
         inputs = self.inputs
         if inputs.config.ema is None:
             return
         if self.average is None:
             self.average = WeightAverage(inputs.model, inputs.config.ema)
+        if self.sharding is not None and not is_sharded(self.average):
+            self.sharding.shard(self.average.classifier, mesh)
         self.average.to(device).eval()
         if inputs.channels_last:
             self.average.classifier.backbone.to(memory_format=torch.channels_last)
@@ -190,9 +221,22 @@ class TrainingState:
             self._identity = self.inputs.describe()
         return self._identity
 
-    def save(self, trainer: Any = None) -> None:
-        """Write the resume file, if there is an output folder; `trainer` is that of a phase under way."""
-        if self.inputs.resume_file is None:
+    def save(self, trainer: Any = None, *, write: bool = True) -> None:
+        """
+        Write the resume file, if there is an output folder; `trainer` is that of a phase under way.
+
+        Processes that do not `write` take part if the model is divided between them.
+        """
+        if self.inputs.resume_file is None or not (write or self.sharding is not None):
+            return
+        model, average = self._trained_model.state_dict(), {}
+        if self.average is not None:
+            average = self.average.state_dict()
+        fit = None if trainer is None else resume.FitState.capture(trainer)
+        if self.sharded is not None:
+            model, average = (whole_tensors(one, keep=write) for one in (model, average))
+            fit = None if fit is None else fit.gather(keep=write)
+        if not write:
             return
         history, best = self.history.state_dict()
         content = resume.ResumeState(
@@ -204,12 +248,12 @@ class TrainingState:
             kept_statistics=list(self.kept_statistics),
             ends=list(self.ends),
             history=history,
-            model=self.inputs.model.state_dict(),
+            model=model,
             best=best,
             terms=self.terms.state_dict(),
             loss=loss_state(self.inputs.loss),
-            average={} if self.average is None else self.average.state_dict(),
-            fit=None if trainer is None else resume.FitState.capture(trainer),
+            average=average,
+            fit=fit,
         )
         resume.save(content, self.inputs.resume_file)
 

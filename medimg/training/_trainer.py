@@ -17,8 +17,15 @@ from torch import nn
 
 from medimg._validation import check_whole_number
 from medimg.data.dataloader import worker_errors
-from medimg.data.processes import Processes, count_processes, find_launched, is_main_process
+from medimg.data.processes import (
+    Processes,
+    count_processes,
+    find_launched,
+    is_main_process,
+    lost_processes,
+)
 from medimg.errors import MedimgError, MissingDependencyError, TrainingError, also
+from medimg.training.optimization.sharding import Sharding
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -43,7 +50,10 @@ _OWN_ARGUMENTS: Final = {
     "strategy": "strategy",
 }
 
-#: Strategies that divide a model between devices, by the start of their names.
+#: The strategy that divides a model between processes, here by FSDP2.
+_FSDP: Final = "fsdp"
+
+#: Others that do, by the start of their names.
 _DIVIDING: Final = ("fsdp", "deepspeed", "model_parallel", "xla_fsdp", "tensor_parallel")
 
 #: Lightning's warnings about choices that are made on purpose here, or by the user.
@@ -163,7 +173,11 @@ class TrainerConfig:
             )
         if precision == "auto":
             precision = _choose_precision(options["accelerator"])
-        return cls({**options, "precision": precision})
+        made = cls({**options, "precision": precision})
+        if made.sharding is not None:
+            # parameters that are gathered in inference mode can't be trained
+            made.options["inference_mode"] = False
+        return made
 
     def describe(self) -> dict[str, Any]:
         """Return the options that change the result of a training, as JSON values."""
@@ -188,10 +202,30 @@ class TrainerConfig:
         import pytorch_lightning as pl
         from lightning_fabric.utilities.exceptions import MisconfigurationException
 
+        options = dict(self.options)
+        if self.options["strategy"] == _FSDP:
+            options["strategy"] = self._make_strategy()
         try:
-            return pl.Trainer(max_epochs=epochs, **self.options)
+            return pl.Trainer(max_epochs=epochs, **options)
         except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
             raise _lightning_error(error) from error
+
+    def _make_strategy(self) -> Any:
+        """Return Lightning's strategy for FSDP2; a single process has nothing to divide."""
+        from pytorch_lightning.strategies import ModelParallelStrategy
+
+        if self.sharding is None:
+            return "auto"
+        return ModelParallelStrategy(
+            data_parallel_size=self.processes.count, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+
+    @property
+    def sharding(self) -> Sharding | None:
+        """How the processes divide the model; None if each has all of it."""
+        if self.options["strategy"] != _FSDP or self.processes.count == 1:
+            return None
+        return Sharding(sync_batchnorm=bool(self.options.get("sync_batchnorm")))
 
     @property
     def callbacks(self) -> list[Callback]:
@@ -260,7 +294,7 @@ class TrainerConfig:
         """Train for a number of epochs; raise TrainingError if Lightning rejects the options."""
         trainer = self._make_trainer(epochs)
         try:
-            with worker_errors():
+            with worker_errors(), lost_processes():
                 trainer.fit(module)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
@@ -276,16 +310,15 @@ class TrainerConfig:
 
 
 def _check_strategy(strategy: object) -> None:
-    """Raise TrainingError for a strategy that leaves each process a part of the model only."""
+    """Raise TrainingError for a strategy that divides the model by other means than FSDP2."""
     if not isinstance(strategy, str):
         raise also(TrainingError, TypeError)(
             f'strategy must be the name of one of Lightning, such as "ddp"; found a {type(strategy).__name__}'
         )
-    if strategy.startswith(_DIVIDING):
+    if strategy != _FSDP and strategy.startswith(_DIVIDING):
         raise TrainingError(
-            f"strategy={strategy!r} divides the model between devices, and models, resume files and averages "
-            'hold whole ones; expected "auto" or "ddp": for less memory use adapter="lora", precision, or a '
-            "smaller batch_size with accumulate="
+            f"strategy={strategy!r} divides the model between devices in a way that models, resume files and "
+            'averages can\'t be made whole from; expected "auto", "ddp" or "fsdp"'
         )
 
 

@@ -41,6 +41,7 @@ from medimg.training.history import HistoryRecorder
 from medimg.training.losses import make_loss
 from medimg.training.optimization.custom import OWN, CustomParts
 from medimg.training.optimization.optimizer import make_optimizer
+from medimg.training.optimization.sharding import check_sharding
 from medimg.training.resume import FILE, check_output, find_resume_file
 
 if TYPE_CHECKING:
@@ -262,7 +263,8 @@ def fine_tune(
         Number of computers, each of which runs this script; "auto" is 1, or what ``torchrun`` or SLURM state.
     strategy : str
         Lightning's strategy for several devices: "auto", "ddp" or another one with a whole copy of the model
-        on each device. Strategies that divide the model, such as "fsdp", are refused.
+        on each device; or "fsdp", which divides parameters, gradients and optimizer between them, for models
+        that are too large for one. Its limits are in the guide.
     channels_last : bool or "auto"
         Whether the backbone runs in channels-last memory format, which is faster for convolutions on GPUs;
         "auto" for convolutional backbones.
@@ -307,8 +309,8 @@ def fine_tune(
     ------
     TrainingError
         If data and model don't match, a class has no example, a setting is invalid or would have no effect,
-        `output` has the results of an earlier training, the resume file belongs to another one, or the loss
-        is not finite.
+        `output` has the results of an earlier training, the resume file belongs to another one, the loss
+        is not finite, or another process of the training has ended.
     LeakageError
         If a patient is in both datasets.
     CheckpointError
@@ -384,6 +386,15 @@ def fine_tune(
         callbacks=callbacks,
         more=trainer_kwargs if trainer_kwargs is not None else {},
     )
+    check_sharding(
+        trainer.sharding,
+        model,
+        config,
+        adapts=bool(adapt),
+        compiled=compile,
+        channels_last=channels_last,
+        precision=trainer.options["precision"],
+    )
     trainer.check(config.seed)
     check_progress(progress)
     if not adaptations:  # which log scores of their own
@@ -402,7 +413,7 @@ def fine_tune(
         custom=custom,
         workers=check_processes(workers),
         pin_memory=trainer.uses_gpu,
-        channels_last=prefers_channels_last(model, channels_last),
+        channels_last=prefers_channels_last(model, channels_last) and trainer.sharding is None,
         cache=cache,
         resume_file=folder / FILE if folder is not None else None,
         more={
@@ -449,6 +460,7 @@ def fine_tune(
         ),
         terms=AdaptationTerms(adaptations, train, model, config.seed),
         kept_statistics=kept,
+        sharding=trainer.sharding,
         display=EpochDisplay(
             progress, config.head_epochs + config.epochs, own_bar=not trainer.has_progress_bar
         ),

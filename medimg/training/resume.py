@@ -7,9 +7,9 @@ import reprlib
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import torch
 
@@ -20,6 +20,7 @@ from medimg.errors import CheckpointError, MedimgWarning, TrainingError, also
 from medimg.io.files.regular_file import is_folder_at, is_regular_file
 from medimg.models.safetensors_file import read_header, read_tensors, write
 from medimg.training.optimization.saved_state import UNSAVED, decode_state, encode_state, warn_unsaved
+from medimg.training.optimization.sharding import shard_like, whole_tensors
 
 if TYPE_CHECKING:
     import os
@@ -106,6 +107,10 @@ class FitState:
             },
         )
 
+    def gather(self, *, keep: bool) -> Self:
+        """Return the state with whole tensors, gathered from every process; without `keep`, with none."""
+        return replace(self, optimizer=whole_tensors(self.optimizer, keep=keep))
+
     def restore_optimizer(self, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
         """Restore optimizer and schedule."""
         if self.unsaved:
@@ -115,9 +120,12 @@ class FitState:
                 "instead of resume to start again"
             )
         state: dict[int, dict[str, Any]] = {}
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for key, value in (self.optimizer | decode_state(self.values)).items():
             number, _, name = key.partition(".")
-            state.setdefault(int(number), {})[name] = value
+            divided = isinstance(value, torch.Tensor) and int(number) < len(parameters)
+            own = shard_like(value, parameters[int(number)]) if divided else value
+            state.setdefault(int(number), {})[name] = own
         try:
             optimizer.load_state_dict({"state": state, "param_groups": decode_state(self.groups)})
         except (ValueError, KeyError) as error:

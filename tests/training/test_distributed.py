@@ -337,7 +337,7 @@ def test_another_batch_in_all_is_refused(tmp_path: Path) -> None:
     assert "batch_size=4, before 8" in done.stderr
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_2"])
+@pytest.mark.parametrize("strategy", ["fsdp_cpu_offload", "deepspeed_stage_2", "model_parallel"])
 def test_strategies_that_divide_the_model_are_refused(strategy: str) -> None:
     with pytest.raises(TrainingError, match="divides the model"):
         fine_tune(small_classifier(), images(8), strategy=strategy)
