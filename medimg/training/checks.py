@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from medimg.models.classifier import TransferClassifier
     from medimg.training._config import FineTuneConfig
 
-__all__ = ["check_data", "check_disjoint", "check_forward", "check_unit", "warn_of_sorted_shards"]
+__all__ = ["check_data", "check_disjoint", "check_forward", "check_unit"]
 
 #: Share of the items of one class above which shards of that class alone are no surprise.
 _COMMON: Final = 0.9
@@ -45,7 +45,8 @@ def check_data(model: TransferClassifier, train: LabeledDataset, val: LabeledDat
 
 
 def check_unit(config: FineTuneConfig, train: LabeledDataset) -> None:
-    """Raise TrainingError if a setting would have no effect on these data."""
+    """Raise TrainingError if a setting would have no effect on these data; warn of shards that are sorted."""
+    _warn_of_sorted_shards(train)
     if config.mixup and train.unit == "series":
         raise TrainingError(
             f'mixup={config.mixup:g} mixes single images, and the training dataset has bags (unit="series"): '
@@ -63,7 +64,7 @@ def check_unit(config: FineTuneConfig, train: LabeledDataset) -> None:
         )
 
 
-def warn_of_sorted_shards(train: LabeledDataset) -> None:
+def _warn_of_sorted_shards(train: LabeledDataset) -> None:
     """Warn if the images that are shuffled together, as not all shards have room, are of few classes."""
     stream = find_stream(train)
     if stream is None or stream.window is None or train.labels.ndim != 1:
@@ -76,7 +77,7 @@ def warn_of_sorted_shards(train: LabeledDataset) -> None:
             "time, so that batches are of few classes: raise cache_bytes=, or prepare the sources in random "
             "order in another folder",
             MedimgWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -34,7 +34,7 @@ from medimg.training._trainer import (
     prefers_channels_last,
 )
 from medimg.training.adaptation.choose_adaptation import resolve_auto, train_candidates
-from medimg.training.checks import check_data, check_forward, check_unit, warn_of_sorted_shards
+from medimg.training.checks import check_data, check_forward, check_unit
 from medimg.training.class_weights import list_class_weights, sampling_weights
 from medimg.training.epoch_display import EpochDisplay
 from medimg.training.history import HistoryRecorder
@@ -366,7 +366,6 @@ def fine_tune(
     custom.check_settings(balance=config.balance, label_smoothing=config.label_smoothing, adapts=bool(adapt))
     folder = _check_folder(output, resume, overwrite=overwrite, adapts_automatically=auto is not None)
     check_data(model, train, val)
-    warn_of_sorted_shards(train)
     check_unit(config, train)
     custom.check_loss(train.labels, len(model.classes), next(model.parameters()).device)
     scores = _list_scores(val, custom)
