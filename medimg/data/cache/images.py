@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import numpy as np
 import torch
+from isal import isal_zlib
 
 from medimg._native.library import load_library
 from medimg._native.normalizing import normalize
@@ -90,7 +90,7 @@ def compute_crc32(images: torch.Tensor) -> npt.NDArray[np.int64]:
 
 
 def _crc32(image: torch.Tensor) -> int:
-    return zlib.crc32(image.numpy().reshape(-1).view(np.uint8).data)
+    return isal_zlib.crc32(image.numpy().reshape(-1).view(np.uint8).data)
 
 
 def encode_intensity(images: torch.Tensor, dtype: StoredDtype) -> torch.Tensor:
