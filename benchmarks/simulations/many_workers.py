@@ -30,6 +30,7 @@ _SERIES_PER_TASK: Final = 20
 _TASKS_PER_WORKER: Final = 100
 _EUROS_PER_CORE_HOUR: Final = 0.04
 _EUROS_PER_GB_MONTH: Final = 0.022
+_EUROS_PER_REQUEST: Final = 0.37e-6
 _SHARES: Final = (1_000_000, 10_000_000, 100_000_000)
 #: Of a CT slice of 512×512 and 16 bits, compressed without loss by half.
 _BYTES_PER_SOURCE_IMAGE: Final = 262_144
@@ -101,27 +102,43 @@ def tabulate_efficiency(measured: dict[str, Any]) -> list[str]:
     return rows
 
 
+@dataclass(frozen=True)
+class _Stage:
+    """What one image costs."""
+
+    name: str
+    seconds: float
+    read: float
+    written: float = 0.0
+    requests: float = 0.0
+
+
 def tabulate_costs(measured: dict[str, Any]) -> list[str]:
     """Return a table of bytes, core hours and euros of each stage."""
-    scan, prepare, embed = (measured[name] for name in ("scan", "prepare", "embed"))
-    stages = {
-        "scan": (scan["core_seconds_per_file"], _BYTES_PER_SOURCE_IMAGE, 0.0),
-        "prepare": (prepare["core_seconds_per_image"], _BYTES_PER_SOURCE_IMAGE, prepare["bytes_per_image"]),
-        "embed (ResNet-50)": (
-            embed["core_seconds_per_image"],
-            prepare["bytes_per_image"],
-            embed["bytes_per_image"],
-        ),
-    }
-    rows = ["| images | stage | read, TB | written, TB | core hours | euros |", "|---|---|---|---|---|---|"]
+    scan, prepare, embed, train = (measured[name] for name in ("scan", "prepare", "embed", "train"))
+    stored = prepare["bytes_per_image"]
+    stages = [
+        _Stage("scan", scan["core_seconds_per_file"], _BYTES_PER_SOURCE_IMAGE, requests=1),
+        _Stage("prepare", prepare["core_seconds_per_image"], _BYTES_PER_SOURCE_IMAGE, stored, requests=1),
+        _Stage("embed (ResNet-50, CPU)", embed["core_seconds_per_image"], stored, embed["bytes_per_image"]),
+        _Stage("an epoch (ResNet-50, CPU)", train["core_seconds_per_image"], stored),
+    ]
+    months = {"a month of sources": _BYTES_PER_SOURCE_IMAGE, "a month of prepared images": stored}
+    rows = [
+        "| images | stage | read, TB | written, TB | core hours | computing, euros | requests, euros |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for count in _SHARES:
-        for name, (seconds, read, written) in stages.items():
-            hours = count * seconds / 3600
-            euros = hours * _EUROS_PER_CORE_HOUR
-            sizes = f"{count * read / 1e12:.2f} | {count * written / 1e12:.2f}"
-            rows.append(f"| {count // 10**6} million | {name} | {sizes} | {hours:,.1f} | {euros:,.2f} |")
-        kept = count * prepare["bytes_per_image"] / 1e9 * _EUROS_PER_GB_MONTH
-        rows.append(f"| {count // 10**6} million | a month of prepared images | | | | {kept:,.2f} |")
+        start = f"| {count // 10**6} million |"
+        for stage in stages:
+            hours = count * stage.seconds / 3600
+            sizes = f"{count * stage.read / 1e12:,.2f} | {count * stage.written / 1e12:,.2f}"
+            computing, requests = hours * _EUROS_PER_CORE_HOUR, count * stage.requests * _EUROS_PER_REQUEST
+            rows.append(
+                f"{start} {stage.name} | {sizes} | {hours:,.1f} | {computing:,.2f} | {requests:,.2f} |"
+            )
+        for name, size in months.items():
+            rows.append(f"{start} {name} | | | | {count * size / 1e9 * _EUROS_PER_GB_MONTH:,.2f} | |")
     return rows
 
 

@@ -138,7 +138,7 @@ class _IndexedDataset(Dataset[tuple[Tensor, Any, int]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any, int]]:
         taken: Any = self.items
-        found = taken.take_stored(indices) if self.stored else load_items(self.items, indices)
+        found = taken._take_stored(indices) if self.stored else load_items(self.items, indices)
         return [(*item, index) for item, index in zip(found, indices, strict=True)]
 
 
@@ -370,7 +370,7 @@ def _choose_options(items: LabeledDataset, *, pin_memory: bool, stored: bool) ->
     if pin_memory and not isinstance(items, ItemFacts):
         ((image, _),) = load_items(items, [0], one_by_one=True)
         pin_memory = not isinstance(image, Tensor) or image.device.type == "cpu"
-    stored = stored and hasattr(items, "take_stored") and items.unit != "series"
+    stored = stored and getattr(items, "_gives_stored", False)
     return {
         "dataset": _IndexedDataset(items, stored=stored),
         "collate_fn": partial(_collate_stored, items.preprocess) if stored else collate_indexed,

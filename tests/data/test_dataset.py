@@ -17,6 +17,7 @@ from PIL import Image
 import medimg
 from medimg.data._image_store import RecentImages
 from medimg.data.cache.images import RenderedImages
+from medimg.data.dataloader import EpochSampler, make_training_loader
 from medimg.data.dataset import ImageDataset
 from medimg.data.splits.split import split
 from medimg.errors import DatasetError, LeakageError, MedimgWarning, MissingSlicesError
@@ -412,3 +413,25 @@ def test_a_pipe_is_no_table(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DatasetError, match="not a regular file"):
         ImageDataset.from_csv(tmp_path / "pipe")
+
+
+class Doubled(ImageDataset):
+    """What users write to change items."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
+        image, label = super().__getitem__(index)
+        return 2 * image, label
+
+
+def test_items_of_an_own_class_are_those_of_batches() -> None:
+    arrays = [np.full((16, 16), 40 * n, np.uint8) for n in range(4)]
+    make: dict[str, Any] = {"patients": list("abcd"), "classes": ["x", "y"], "preprocess": SMALL}
+    plain = ImageDataset.from_arrays(arrays, [0, 1, 0, 1], **make)
+    own = Doubled.from_arrays(arrays, [0, 1, 0, 1], **make).subset([3, 1])
+    loader = make_training_loader(
+        own, batch_size=2, workers=0, pin_memory=False, sampler=EpochSampler(2, seed=0), stored=True
+    )
+    (batch,) = loader
+    assert not batch.stored  # type: ignore[attr-defined]  # a batch of ours
+    for image, index in zip(batch.images, batch.indices.tolist(), strict=True):  # type: ignore[attr-defined]
+        assert torch.equal(image, 2 * plain[[3, 1][index]][0])

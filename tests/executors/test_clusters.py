@@ -35,6 +35,9 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning",
 )
 _RECIPE = Preprocess(size=32, slices=2)
+_ASKED = pytest.mark.skipif(
+    not os.environ.get("MEDIMG_SLOW"), reason="starts many workers again: set MEDIMG_SLOW=1"
+)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +116,7 @@ def test_errors_of_tasks_keep_their_type(executor: Executor) -> None:
         list(executor_map(executor, fail, [3], lost=lost))
 
 
+@_ASKED
 def test_a_task_that_kills_its_workers_is_reported(executor: Executor) -> None:
     found = list(executor_map(executor, partial(die_of, 3), range(6), lost=lost, workers=2))
     assert [one for one in found if not isinstance(one, str)] == [0, 1, 4, 16, 25]
@@ -159,6 +163,7 @@ def note_run(folder: Path, n: int) -> int:
     return n * n
 
 
+@_ASKED
 @pytest.mark.parametrize("returns", [True, False])
 def test_a_scheduler_that_is_killed(cluster: DaskProcesses, tmp_path: Path, returns: bool) -> None:
     """It may be started again; without one there is an error in the end, and not before."""
