@@ -184,8 +184,7 @@ class TrainingState:
 
     def shard_model(self, mesh: Any) -> TransferClassifier:
         """Return a copy of the model that the processes divide, which is trained from now on."""
-        if self.sharding is None:
-            raise RuntimeError("the model is not to be divided")
+        assert self.sharding is not None  # else there is nothing to divide
         self.sharded = self.sharding.copy_sharded(self.inputs.model, mesh)
         return self.sharded
 
