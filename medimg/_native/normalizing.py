@@ -30,8 +30,11 @@ def normalize(
     Write intensity × factor + offset of images (1 or C, *size) into `out` (N, C, *size).
 
     Images are contiguous, of one type and size; those of uint8 are divided by 255 before. `scales` are the
-    factor and the offset of each channel.
+    factor and the offset of each channel. ValueError for images of another shape, which C++ does not notice.
     """
+    shapes = {image.shape for image in images}
+    if len(shapes) != 1 or shapes - {(1, *out.shape[2:]), out.shape[1:]} or len(images) != len(out):
+        raise ValueError(f"{len(images)} images of {sorted(shapes)} do not fit an output of {out.shape}")
     _declare(library)
     numbers = np.array(scales, np.float32).T.copy()
     status = library.medimg_normalize(

@@ -68,3 +68,15 @@ def test_images_are_what_the_recipe_gives() -> None:
     found = normalize_images(recipe, given)
     expected = torch.cat([recipe.normalize(decode_intensity(one)).reshape(-1, 3, 9, 11) for one in given])
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "shapes", [[(1, 8, 9)], [(2, 8, 8)], [(8, 8)], [(1, 8, 8), (3, 8, 8)], [(1, 8, 8)] * 3]
+)
+def test_images_that_do_not_fit_are_refused(shapes: list[tuple[int, ...]]) -> None:
+    library = load_library()
+    assert library is not None
+    images = [np.zeros(shape, np.uint8) for shape in shapes]
+    out = np.zeros((min(2, len(shapes)), 3, 8, 8), np.float32)
+    with pytest.raises(ValueError, match="do not fit"):
+        normalize(library, images, [(1.0, 0.0)] * 3, out, 1)
