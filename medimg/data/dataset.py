@@ -688,7 +688,8 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int | torch.Tensor]]:
         """Return several items, which is faster than one by one; torch's data loaders call this."""
-        if self.unit == "series":
+        # a subclass may change items in its own `__getitem__`
+        if self.unit == "series" or type(self).__getitem__ is not ImageDataset.__getitem__:
             return [self[i] for i in indices]
         items = [self._items[i] for i in indices]
         images = normalize_images(self.preprocess, [self._store.take(i.source, i.image) for i in items])
