@@ -88,9 +88,19 @@ class PaddedBatch(NamedTuple):
     mask: Tensor | None
 
 
+def _find_faster(items: object, name: str) -> Any:
+    """Return a method that gives what ``items[index]`` does; None if another class defines the latter."""
+    for kind in type(items).__mro__:
+        if name in vars(kind):
+            return getattr(items, name)
+        if vars(kind).keys() & {"__getitem__", "__getitems__"}:
+            return None  # which changes items, or passes those of another dataset on
+    return None
+
+
 def load_items(items: Any, indices: Sequence[int], *, one_by_one: bool = False) -> list[tuple[Any, Any]]:
     """Return items, images with their labels; DatasetError if a dataset of the user's own fails on one."""
-    several = None if one_by_one else getattr(items, "__getitems__", None)
+    several = None if one_by_one else _find_faster(items, "__getitems__")
     index: int | None = None
     try:
         if several is not None:
@@ -370,7 +380,7 @@ def _choose_options(items: LabeledDataset, *, pin_memory: bool, stored: bool) ->
     if pin_memory and not isinstance(items, ItemFacts):
         ((image, _),) = load_items(items, [0], one_by_one=True)
         pin_memory = not isinstance(image, Tensor) or image.device.type == "cpu"
-    stored = stored and getattr(items, "_gives_stored", False)
+    stored = stored and _find_faster(items, "_take_stored") is not None and items.unit != "series"
     return {
         "dataset": _IndexedDataset(items, stored=stored),
         "collate_fn": partial(_collate_stored, items.preprocess) if stored else collate_indexed,

@@ -688,18 +688,12 @@ class ImageDataset(ItemFacts, Dataset[tuple[torch.Tensor, "int | torch.Tensor"]]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int | torch.Tensor]]:
         """Return several items, which is faster than one by one; torch's data loaders call this."""
+        # a subclass may change items in its own `__getitem__`
         if self.unit == "series" or type(self).__getitem__ is not ImageDataset.__getitem__:
             return [self[i] for i in indices]
         items = [self._items[i] for i in indices]
         images = normalize_images(self.preprocess, [self._store.take(i.source, i.image) for i in items])
         return [(image, self._get_label(item)) for image, item in zip(images, items, strict=True)]
-
-    @property
-    def _gives_stored(self) -> bool:
-        """Whether `_take_stored` has what items are made of, and no class of the user's changes them."""
-        kind = type(self)
-        own = (kind.__getitem__, kind.__getitems__)
-        return self.unit != "series" and own == (ImageDataset.__getitem__, ImageDataset.__getitems__)
 
     def _take_stored(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int | torch.Tensor]]:
         """Return images (1 or C, *size) as they are stored, not to be written to, and their labels."""

@@ -37,7 +37,7 @@ from medimg.models.backbones.source import BackboneSource, grayscale_recipe, lib
 from medimg.models.backbones.weights import WeightsChoice
 from medimg.models.digest import model_digest
 from medimg.models.freezing import Freezable, frozen_fraction
-from medimg.models.input_checks import Pool, Task, check_classes, check_floating, check_input
+from medimg.models.input_checks import Pool, Task, check_classes, check_floating, check_input, check_whole
 from medimg.models.low_rank import merged_copy
 from medimg.models.module_mode import with_gradients
 from medimg.models.pooling import embed_slices, make_pooling, pool_embeddings
@@ -701,6 +701,7 @@ class TransferClassifier(Freezable):
     def to_checkpoint(self) -> checkpoint.Checkpoint:
         """Return what :meth:`save` writes of a single model."""
         check_floating(self)
+        check_whole(self)
         # during a training with adapters
         model = merged_copy(self)
         if is_wrapped(model):  # a layer was compiled since

@@ -13,12 +13,24 @@ if TYPE_CHECKING:
 
     from medimg.errors import MedimgError
 
-__all__ = ["POOLS", "TASKS", "Pool", "Task", "check_classes", "check_finite", "check_floating", "check_input"]
+__all__ = [
+    "POOLS",
+    "TASKS",
+    "Pool",
+    "Task",
+    "check_classes",
+    "check_finite",
+    "check_floating",
+    "check_input",
+    "check_whole",
+]
 
 Task: TypeAlias = Literal["multiclass", "multilabel"]
 Pool: TypeAlias = Literal["none", "mean", "max", "attention"]
 
 _QUANTIZED: Final = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+#: Where torch's classes for divided modules are.
+_DIVIDED: Final = "torch.distributed.fsdp"
 
 TASKS: Final[tuple[Task, ...]] = get_args(Task)
 POOLS: Final[tuple[Pool, ...]] = get_args(Pool)
@@ -32,6 +44,17 @@ def check_floating(model: nn.Module, *, error: type[MedimgError] = TrainingError
             f"the model has {len(found)} quantized layers ({', '.join(map(printable, found[:3]))}), and a "
             "TransferClassifier predicts, is trained and saved in floating-point numbers only: pass the one "
             "that was quantized; medimg.evaluate and medimg.compare_models also take a function of images"
+        )
+
+
+def check_whole(model: nn.Module) -> None:
+    """Refuse to save a model of which this process has a share, as in a callback of such a training."""
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    if any(kind.__module__.startswith(_DIVIDED) for kind in kinds):
+        raise TrainingError(
+            'the model is divided between processes by strategy="fsdp", and this one has a share of each '
+            "parameter: save the model that was passed to fine_tune after training, pass output= for the "
+            'best and the last one, or use strategy="ddp"'
         )
 
 

@@ -140,6 +140,45 @@ def test_stored_images_are_normalized_on_the_device(colors: bool) -> None:
         assert torch.equal(found.labels, expected.labels)
 
 
+class _Black(ImageDataset):
+    """Changes its items."""
+
+    def __getitem__(self, index: Any) -> Any:
+        image, label = super().__getitem__(index)
+        return torch.zeros_like(image), label
+
+
+class _Around:
+    """Changes the items of another dataset, and passes on whatever else it has."""
+
+    def __init__(self, data: ImageDataset) -> None:
+        self._data = data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._data, name)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = self._data[index]
+        return torch.zeros_like(image), label
+
+
+@pytest.mark.parametrize("make", [lambda data: data, _Around], ids=["subclass", "around"])
+@pytest.mark.parametrize("stored", [False, True])
+def test_items_are_those_of_the_users_own_class(make: Any, stored: bool) -> None:
+    data = stored_images()
+    if make is not _Around:
+        data.__class__ = _Black
+    loader = make_training_loader(
+        make(data), batch_size=4, workers=0, pin_memory=False, sampler=EpochSampler(12, seed=0), stored=stored
+    )
+    for batch in loader:
+        assert not batch.stored
+        assert not batch.images.any()
+
+
 def test_batches_of_gray_and_color_images_are_normalized_before() -> None:
     recipe = Preprocess(size=64)
     data = ImageDataset.concat([stored_images(2), stored_images(2, colors=True)], patients="separate")

@@ -62,6 +62,16 @@ def test_stages_learn_the_more_slowly_the_earlier_they_are() -> None:
     assert len(rate) == len(list(model.parameters()))
 
 
+def test_parameters_of_several_stages_are_trained_with_the_last() -> None:
+    model = small_classifier()
+    backbone: Any = model.backbone
+    early, late = backbone.layer2[0], backbone.layer4[0]
+    early.weight = late.weight
+    optimizer = make_optimizer(model, 1e-2, 1e-3, layer_decay=0.5)
+    (rate,) = (g["lr"] for g in optimizer.param_groups for p in g["params"] if p is late.weight)
+    assert rate == make_optimizer(small_classifier(), 1e-2, 1e-3).param_groups[2]["lr"] == 1e-3
+
+
 @pytest.mark.parametrize("backbone", ["vit_b_32", "convnext_tiny", "swin_t", "maxvit_t"])
 def test_only_weights_that_multiply_decay(backbone: str) -> None:
     model = classifier(backbone, preprocess=None)

@@ -13,7 +13,7 @@ from torchvision.models import resnet50, vit_b_16
 import medimg
 from medimg import fine_tune
 from medimg.errors import TrainingError
-from medimg.training.optimization.sharding import find_parts
+from medimg.training.optimization.sharding import Sharding, find_parts
 from tests.models.fakes import images
 from tests.models.small_network import small_classifier
 from tests.training.several_processes import register_networks, run_processes, train
@@ -131,6 +131,19 @@ def test_a_killed_process_ends_the_others_which_can_go_on(tmp_path: Path, count:
         assert "resume=True" in said
     (found,) = run_alike(tmp_path, count, [{**common, "resume": True}])
     assert_alike(found, train(**SAVED), "resumed")
+
+
+def test_a_share_of_a_model_is_not_saved(tmp_path: Path) -> None:
+    """As by a callback of the main process alone, which would wait for the others."""
+    model = small_classifier()
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        divided = Sharding().copy_sharded(model, None)
+        with pytest.raises(TrainingError, match='divided between processes by strategy="fsdp"'):
+            divided.save(tmp_path / "model.safetensors")
+    finally:
+        torch.distributed.destroy_process_group()
+    model.save(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ def make_optimizer(
     named = {parameter: name for name, parameter in model.backbone.named_parameters()}
     groups = [*_make_groups(head, lr, weight_decay)]
     for depth, stage in enumerate(reversed(list(split_stages(model.backbone)))):
-        members = [(named[p], p) for p in stage.parameters()]
+        # what several stages share is the last one's
+        members = [(named.pop(p), p) for p in stage.parameters() if p in named]
         groups += _make_groups(members, backbone_lr * layer_decay**depth, weight_decay)
     return torch.optim.AdamW(groups, lr=lr) if factory is None else factory(groups)
 
