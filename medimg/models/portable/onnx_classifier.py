@@ -267,7 +267,7 @@ class OnnxClassifier:
             Whether to add the columns ``model`` and ``recipe``.
         executor : concurrent.futures.Executor, optional
             Processes or a cluster that work on the sources, each with the model and on one core; see the
-            page on many cores. Workers get the file of the model.
+            page on scaling. Workers get the file of the model.
         workers : int, optional
             Number of workers of `executor`; by default the number that it states, or 64.
         progress : "auto" or bool
