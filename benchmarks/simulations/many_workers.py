@@ -125,7 +125,7 @@ def tabulate_costs(measured: dict[str, Any]) -> list[str]:
     ]
     months = {"a month of sources": _BYTES_PER_SOURCE_IMAGE, "a month of prepared images": stored}
     rows = [
-        "| images | stage | read, TB | written, TB | core hours | computing or storage, euros | requests, euros |",
+        "| images | stage | read, TB | written, TB | core hours | work or storage, euros | requests, euros |",
         "|---|---|---|---|---|---|---|",
     ]
     for count in _SHARES:
