@@ -19,6 +19,7 @@ __all__ = [
     "Processes",
     "count_processes",
     "find_launched",
+    "find_local_rank",
     "is_main_process",
     "lost_processes",
 ]
@@ -46,6 +47,13 @@ def is_main_process() -> bool:
 
 def _has_group() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def find_local_rank() -> int:
+    """Return the number of this process among those of its computer, as its launcher states."""
+    name = "SLURM_LOCALID" if _is_slurm() and "LOCAL_RANK" not in os.environ else "LOCAL_RANK"
+    text = os.environ.get(name, "0")
+    return int(text) if text.isdecimal() else 0
 
 
 class Launched(NamedTuple):

@@ -21,6 +21,7 @@ from medimg.data.processes import (
     Processes,
     count_processes,
     find_launched,
+    find_local_rank,
     is_main_process,
     lost_processes,
 )
@@ -239,11 +240,13 @@ class TrainerConfig:
 
     @property
     def device(self) -> torch.device:
-        """Device of the first process."""
+        """Device of this process, as Lightning chooses it."""
         if not self.uses_gpu:
             return torch.device("cpu")
         devices = self.options["devices"]
-        return torch.device("cuda", devices[0] if isinstance(devices, list) and devices else 0)
+        chosen = devices if isinstance(devices, list) and devices else range(torch.cuda.device_count())
+        rank = find_local_rank() if self.processes.count > 1 else 0
+        return torch.device("cuda", chosen[rank] if rank < len(chosen) else 0)
 
     @property
     def is_main_process(self) -> bool:

@@ -19,6 +19,7 @@ from medimg.errors import TrainingError
 from medimg.models.backbones.stages import split_stages
 from medimg.training._config import FineTuneConfig
 from medimg.training._phases import plan_phases
+from medimg.training._trainer import TrainerConfig
 from medimg.training.losses import make_loss
 from medimg.training.optimization.lr_scheduler import make_schedule
 from medimg.training.optimization.optimizer import make_optimizer
@@ -403,3 +404,25 @@ def test_embeddings_of_a_head_phase_are_kept(tmp_path: Path) -> None:
         model.backbone.register_forward_pre_hook(lambda *_: pytest.fail("an image passed once more"))
         fine_tune(model, data, head_epochs=1, epochs=0, cache=tmp_path / "kept", progress=False)
     assert not changed(*states)
+
+
+@pytest.mark.parametrize(
+    ("devices", "environment", "index"),
+    [
+        (4, {}, 0),
+        (4, {"LOCAL_RANK": "2"}, 2),
+        ([1, 3], {"LOCAL_RANK": "1"}, 3),
+        (4, {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "train", "SLURM_LOCALID": "3"}, 3),
+        (8, {"LOCAL_RANK": "5"}, 0),  # a task that sees its own GPU only
+        (1, {"LOCAL_RANK": "1"}, 0),  # of something else
+    ],
+)
+def test_each_process_has_its_own_gpu(
+    devices: Any, environment: dict[str, str], index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = TrainerConfig({"accelerator": "gpu", "devices": devices, "num_nodes": 1})
+    assert config.device == torch.device("cuda", index)
