@@ -285,15 +285,15 @@ def test_a_source_that_kills_its_worker_is_an_error_of_its_own(
     model: TransferClassifier, folders: list[Path]
 ) -> None:
     sources: Any = [folders[0], DeadlyPath(), folders[1]]
-    with ProcessPoolExecutor(2, mp_context=_SPAWN) as pool:
+    with ProcessPoolExecutor(1, mp_context=_SPAWN) as pool:
         found = medimg.read_tensors(sources, _RECIPE, executor=pool)
     assert found.errors.keys() == {1}
     assert isinstance(found.errors[1], ExecutorError)
     assert torch.equal(found.tensor, medimg.read_tensors(folders[:2], _RECIPE).tensor)
-    with ProcessPoolExecutor(2, mp_context=_SPAWN) as pool:
+    with ProcessPoolExecutor(1, mp_context=_SPAWN) as pool:
         table = model.predict(sources, executor=pool, on_error="collect")
     assert table["error"].notna().tolist() == [False, True, False]
-    with ProcessPoolExecutor(2, mp_context=_SPAWN) as pool, pytest.raises(ExecutorError, match="died"):
+    with ProcessPoolExecutor(1, mp_context=_SPAWN) as pool, pytest.raises(ExecutorError, match="died"):
         model.predict(sources, executor=pool)
 
 

@@ -732,7 +732,7 @@ class TestProxies:
     def test_not_for_those_that_need_none(self, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch) -> None:
         with FakePacs(SLICES) as other:
             monkeypatch.setenv("no_proxy", "127.0.0.1")
-            connect(other)
+            connect(other, timeout=20)
             assert medimg.read(other.series_url).array.shape == (1, 4, 8, 8)
             assert not pacs.seen
 
