@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from medimg.io.files.storage_folder import StorageFolder
 from tests.data.prepared.conftest import RECIPE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.storage import Storage
 
 _SHARD = 10240
@@ -88,9 +91,22 @@ def test_processes_share_one_order(groups: list[int], world: int) -> None:
     assert list(sampler) == list(later)
 
 
+def wait_for(holds: Callable[[], bool]) -> None:
+    """Wait for threads that fetch shards, which may be at work when whoever needs them has ended."""
+    for _ in range(2000):
+        if holds():
+            return
+        time.sleep(0.005)
+    raise AssertionError("it does not become so")
+
+
 def test_shards_are_fetched_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[str] = []
     monkeypatch.setattr(ShardCache, "fetch", lambda self, shard: fetched.append(shard))
+
+    def has_fetched(wanted: list[str]) -> bool:
+        return sorted(fetched) == wanted
+
     groups = [n // 5 for n in range(100)]
     stream = make_stream(groups, 8 * _SHARD)
     assert stream.window == 2
@@ -98,12 +114,8 @@ def test_shards_are_fetched_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fetched
     for position, item in enumerate(items):
         assert item == position
-        wanted = [str(n) for n in range(min(20, position // 5 + 3))]
-        for _ in range(1000):
-            if sorted(fetched) == sorted(wanted):
-                break
-            time.sleep(0.005)
-        assert sorted(fetched) == sorted(wanted)
+        wanted = sorted(str(n) for n in range(min(20, position // 5 + 3)))
+        wait_for(partial(has_fetched, wanted))
     items = stream.follow(range(100))
     next(items)
     items.close()  # type: ignore[attr-defined]  # a generator
@@ -138,7 +150,7 @@ def test_training_within_a_bound(dataset: ImageDataset, storage: Storage, tmp_pa
     with pytest.warns(MedimgWarning, match="6 of 6 shards have images of one class"):
         losses = fine_tune(data, workers=2, balance="sampler", epochs=1)
     assert np.isfinite(losses).all()
-    assert sum(path.stat().st_size for path in cache.glob("*.tar")) <= 4 * 30720
+    wait_for(lambda: sum(path.stat().st_size for path in cache.glob("*.tar")) <= 4 * 30720)
     assert dataset.find_stream() is None
     local = ImageDataset.concat([data[:9], dataset[9:]], patients="shared")
     assert len(list(EpochSampler(18, 0, stream=local.find_stream()))) == 18
