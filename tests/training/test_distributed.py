@@ -125,14 +125,14 @@ if __name__ == "__main__":
     child = fork()
     train, val, target = data(16, "train"), data(6, "validation"), data(12, "t")
     found = {}
-    model = small_classifier(preprocess=recipe)
+    model = small_classifier("shufflenet_v2_x0_5", preprocess=recipe)
     result = fine_tune(model, train, output="plain", progress=False, ema=0.5, **common)
     found["plain"] = describe(model, result)
-    model = small_classifier(preprocess=recipe)
+    model = small_classifier("shufflenet_v2_x0_5", preprocess=recipe)
     auto = medimg.adapt.Auto(target, candidates=[medimg.adapt.AdaBN(target)])
     result = fine_tune(model, train, val, adapt=auto, output="auto", progress=False, **common)
     found["auto"] = describe(model, result)
-    model = small_classifier(preprocess=recipe)
+    model = small_classifier("shufflenet_v2_x0_5", preprocess=recipe)
     result = medimg.cross_validate(
         model, train, fine_tune=common, folds=2, val_fraction=0, n_resamples=2, output="cv", progress=False
     )
