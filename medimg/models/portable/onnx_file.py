@@ -84,14 +84,16 @@ def seal_file(path: Path) -> None:
         file.write(entry)
 
 
-def check_seal(data: bytes) -> None:
-    """Refuse a file whose bytes are not those that were written."""
+def check_seal(data: bytes) -> str:
+    """Return the SHA-256 that a file states; refuse one whose bytes are not those that were written."""
     length = len(_make_seal("0" * 64))
-    if data[-length:] != _make_seal(content_hash(memoryview(data)[:-length])):
+    digest = content_hash(memoryview(data)[:-length])
+    if data[-length:] != _make_seal(digest):
         raise CheckpointError(
             "its SHA-256 is not the one that it states: it was damaged, changed or written again by another "
             "program; export it again by model.export"
         )
+    return digest
 
 
 def _make_seal(digest: str) -> bytes:
