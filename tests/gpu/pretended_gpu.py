@@ -95,8 +95,8 @@ def _to_numpy(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 _SPECIAL: dict[Any, Callable[..., Any]] = {
     Tensor.device.__get__: lambda t: _GPU if isinstance(t, OnGpu) else t.device,
-    Tensor.is_cuda.__get__: lambda t: isinstance(t, OnGpu),  # type: ignore[attr-defined]
-    Tensor.is_cpu.__get__: lambda t: not isinstance(t, OnGpu) and t.is_cpu,  # type: ignore[attr-defined]
+    Tensor.is_cuda.__get__: lambda t: isinstance(t, OnGpu),  # type: ignore[attr-defined]  # a descriptor of C
+    Tensor.is_cpu.__get__: lambda t: not isinstance(t, OnGpu) and t.is_cpu,  # type: ignore[attr-defined]  # a descriptor of C
     Tensor.to: _to,
     Tensor.cpu: lambda t, **_: _move(t, (), {}, gpu=False),
     Tensor.cuda: lambda t, *_, **__: _move(t, (), {}, gpu=True),
@@ -114,8 +114,8 @@ _MIXING = {
     Tensor.reshape_as,
     Tensor.set_,
     Tensor.view_as,
-    Tensor.data.__set__,  # type: ignore[attr-defined]
-    Tensor.grad.__set__,  # type: ignore[union-attr]
+    Tensor.data.__set__,  # type: ignore[attr-defined]  # a descriptor of C
+    Tensor.grad.__set__,  # type: ignore[union-attr]  # a descriptor of C
 }
 _INDEXING = {Tensor.__getitem__, Tensor.__setitem__}
 #: What takes no numbers of the CPU either.
